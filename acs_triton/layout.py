@@ -1,0 +1,23 @@
+"""Memory formats: which one a result takes."""
+
+from __future__ import annotations
+
+import torch
+
+
+def memory_format(tensor: torch.Tensor) -> torch.memory_format:
+    """``channels_last_3d`` if a 5-D tensor's strides are in that order, else contiguous.
+
+    Slices of a channels-last tensor count as channels-last; a single-channel tensor counts as
+    it was made (PyTorch's own rule for convolutions, ``suggest_memory_format``).
+    """
+    order = (1, 4, 3, 2, 0)
+    size, stride = tensor.shape, tensor.stride()
+    if stride[1] == 0:
+        return torch.contiguous_format
+    least = 0
+    for dim in order:
+        if size[dim] == 0 or stride[dim] < least or (dim == 0 and least == stride[1]):
+            return torch.contiguous_format
+        least = stride[dim] * max(size[dim], 1)
+    return torch.channels_last_3d
