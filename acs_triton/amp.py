@@ -1,0 +1,29 @@
+"""Automatic mixed precision: convolutions under ``torch.autocast``."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+
+def _enabled(tensor: Tensor) -> bool:
+    kind = tensor.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def cast(input, *operands) -> tuple:
+    """The tensors in the dtype that autocast asks for, as ``conv3d`` would take them; float64 stays."""
+    if not (isinstance(input, Tensor) and _enabled(input)):
+        return input, *operands
+    dtype = torch.get_autocast_dtype(input.device.type)
+    return tuple(
+        one.to(dtype) if isinstance(one, Tensor) and one.is_floating_point() and one.dtype != torch.float64 else one
+        for one in (input, *operands)
+    )
+
+
+def off(tensor: Tensor) -> AbstractContextManager:
+    """No autocast on the tensor's device, at no cost where there is none."""
+    return torch.autocast(tensor.device.type, enabled=False) if _enabled(tensor) else nullcontext()

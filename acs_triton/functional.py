@@ -1,0 +1,156 @@
+"""ACS convolutions as functions: check the arguments, then call the differentiable primitives."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import amp, autograd, backends
+from .arguments import check_operands, check_view_weight, conv_params, planar_params
+from .dense import assemble
+from .geometry import ConvParams
+
+
+def acs_conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups: int = 1,
+    split=None,
+    aligned: bool = False,
+) -> Tensor:
+    """ACS convolution (Yang et al., arXiv:1911.10477, section 3.1): a 2D kernel on a volume.
+
+    The output channels are split into three contiguous views. Axial channels apply their 2D
+    kernel as ``(1, ku, kv)``, coronal ones as ``(ku, 1, kv)``, sagittal ones as ``(ku, kv, 1)``.
+
+    Args:
+        input: ``(N, C, D, H, W)`` or unbatched ``(C, D, H, W)``; float64, float32, bfloat16 or float16.
+        weight: ``(O, C / groups, ku, kv)``, of the input's dtype and device.
+        bias: ``(O,)`` or None.
+        stride: int or ``(D, H, W)``, in voxels.
+        padding: zeros added to each side: int, plane pair ``(u, v)``, triple ``(D, H, W)``, ``"same"`` or ``"valid"``.
+        dilation: int, plane pair ``(u, v)`` or triple ``(D, H, W)``.
+        groups: any divisor of ``C`` and ``O``.
+        split: output channels ``(axial, coronal, sagittal)``, summing to ``O``; by default a third
+            each, the remainder to axial first.
+        aligned: place the through-plane sample on the kernel's centre,
+            ``dilation * (k // 2) - padding``, instead of where ACSConv 0.1.1 places it. The two
+            differ for even kernels, dilation, and some sizes.
+
+    Returns:
+        ``(N, O, D', H', W')`` (or unbatched), sized as by ``torch.nn.functional.conv3d`` with a
+        ``(k, k, k)`` kernel, channels-last where the input is.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; the message names it and what would be right.
+    """
+    input, weight, bias = amp.cast(input, weight, bias)
+    check_operands(input, weight, bias, groups)
+    rule = "aligned" if aligned else "acsconv"
+    params = conv_params(weight.shape[2:], weight.shape[0], stride, padding, dilation, groups, split, rule)
+    return apply(input, weight, bias, params)
+
+
+def soft_acs_conv3d(
+    input: Tensor,
+    weight: Tensor,
+    view_weight: Tensor,
+    bias: Tensor | None = None,
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups: int = 1,
+    aligned: bool = False,
+) -> Tensor:
+    """Soft ACS convolution (Yang et al., section 3.3): every channel in all three views, mixed.
+
+    Args:
+        view_weight: ``(O, 3)``, the share of the axial, coronal and sagittal view in each output
+            channel, used as given (``SoftACSConv`` passes a softmax; 1/3 each is mean ACS).
+
+    The other arguments, the result and the errors are those of :func:`acs_conv3d`.
+    """
+    input, weight, view_weight, bias = amp.cast(input, weight, view_weight, bias)
+    check_operands(input, weight, bias, groups)
+    check_view_weight(view_weight, input, weight.shape[0])
+    rule = "aligned" if aligned else "acsconv"
+    params = conv_params(weight.shape[2:], weight.shape[0], stride, padding, dilation, groups, None, rule)
+    return apply_soft(input, weight, view_weight, bias, params)
+
+
+def conv2_5d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups: int = 1,
+    axis: int = -3,
+) -> Tensor:
+    """2.5D convolution: a 2D kernel on every slice, ``(1, ku, kv)`` for the default axis.
+
+    Args:
+        weight: ``(O, C / groups, ku, kv)``.
+        stride: int (all three axes, as ACSConv's ``Conv2_5d``), plane pair or ``(D, H, W)``.
+        padding, dilation: int or plane pair (the plane axes only) or ``(D, H, W)``; padding also
+            ``"same"`` or ``"valid"``.
+        axis: the axis without a kernel: -3 (D), -2 (H) or -1 (W).
+
+    The other arguments, the result and the errors are those of :func:`acs_conv3d`; the size is
+    that of ``conv3d`` with the ``(1, ku, kv)`` kernel.
+    """
+    input, weight, bias = amp.cast(input, weight, bias)
+    check_operands(input, weight, bias, groups)
+    if axis not in (-3, -2, -1):
+        raise ValueError(f"axis must be -3 (D), -2 (H) or -1 (W), got {axis!r}")
+    params = planar_params(weight.shape[2:], weight.shape[0], stride, padding, dilation, groups, axis + 3)
+    return apply(input, weight, bias, params)
+
+
+def apply(input: Tensor, weight: Tensor, bias: Tensor | None, params: ConvParams) -> Tensor:
+    """The convolution of checked operands, batched or not."""
+    if input.dim() == 4:
+        return apply(input.unsqueeze(0), weight, bias, params).squeeze(0)
+    return autograd.conv(input, weight, bias, params)
+
+
+def apply_soft(input: Tensor, weight: Tensor, view_weight: Tensor, bias: Tensor | None, params: ConvParams) -> Tensor:
+    """The mixed convolution of checked operands; the split of ``params`` is ignored."""
+    if input.dim() == 4:
+        return apply_soft(input.unsqueeze(0), weight, view_weight, bias, params).squeeze(0)
+    kernels = [weight * share.view(-1, 1, 1, 1) for share in view_weight.unbind(1)]
+    if params.kernel_size == (1, 1) and not any(params.padding_low):
+        return apply(input, sum(kernels), bias, params)
+    dense = _as_dense(input, kernels, bias, params)
+    if dense is not None:
+        return dense
+    parts = []
+    for view, kernel in enumerate(kernels):
+        data, one_view = input, params.one_view(view, weight.shape[0])
+        if params.repeats_one_plane(input.shape[2:], view):
+            length = (params.output_size(input.shape[2:])[view] - 1) * params.stride[view] + 1
+            sizes = [length if axis == view + 2 else -1 for axis in range(5)]
+            data, one_view = input.narrow(view + 2, 0, 1).expand(sizes), one_view.without_through_plane(view)
+        parts.append(apply(data, kernel, None if parts else bias, one_view))
+    return sum(parts[1:], start=parts[0])
+
+
+def _as_dense(input: Tensor, kernels, bias: Tensor | None, params: ConvParams) -> Tensor | None:
+    """The mix as one dense convolution, where that is exact and the least work: 27 taps for k = 3 either way."""
+    # Traced graphs may have dynamic sizes, and whether a dense kernel exists depends on the size.
+    if params.kernel_size > (3, 3) or params.padding_low != params.padding_high or torch.compiler.is_compiling():
+        return None
+    geometry = params.geometry(input.shape[2:])
+    taps = geometry.dense
+    if any(params.repeats_one_plane(geometry.input_size, view) for view in range(3)):
+        return None
+    if taps is None or backends.choose("conv", input, kernels[0], geometry) is not backends.torch_backend:
+        return None
+    padding = tuple(-start for start in taps.start)
+    return F.conv3d(input, assemble(kernels, taps.centre), bias, params.stride, padding, taps.dilation, params.groups)

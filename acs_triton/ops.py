@@ -1,0 +1,108 @@
+"""The three primitives as registered operators, with fakes and batching rules.
+
+====================================== =============================== ===========================
+``torch.ops.acs_triton``               result                          shape
+====================================== =============================== ===========================
+``conv(input, weight, bias, ...)``     the convolution                 ``(N, O, *output_size)``
+``input_grad(grad, weight, ...)``      its derivative for the input    ``(N, C, *input_size)``
+``weight_grad(grad, input, ...)``      its derivative for the weight   ``(O, C/groups, ku, kv)``
+====================================== =============================== ===========================
+
+Their further arguments are the fields of :class:`acs_triton.geometry.ConvParams`. Offsets that
+depend on the input's size are resolved inside the operators, so a graph that is compiled or
+exported with dynamic sizes needs no guard on them. Autocast does not reach into an operator: its
+fake promises the input's dtype.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import amp, backends
+from .geometry import ConvParams
+from .layout import memory_format
+
+_PARAMS = (
+    "int[] kernel_size, int[] stride, int[] padding_low, int[] padding_high, int[] dilation, "
+    "int groups, int[] split, str rule, bool prepadded"
+)
+_LIBRARY = torch.library.Library("acs_triton", "DEF")
+_LIBRARY.define(f"conv(Tensor input, Tensor weight, Tensor? bias, {_PARAMS}) -> Tensor")
+_LIBRARY.define(f"input_grad(Tensor grad_output, Tensor weight, SymInt[] input_size, {_PARAMS}) -> Tensor")
+_LIBRARY.define(f"weight_grad(Tensor grad_output, Tensor input, {_PARAMS}) -> Tensor")
+
+conv = torch.ops.acs_triton.conv.default
+input_grad = torch.ops.acs_triton.input_grad.default
+weight_grad = torch.ops.acs_triton.weight_grad.default
+
+
+@torch.library.impl(_LIBRARY, "conv", "CompositeExplicitAutograd")
+def _conv(input: Tensor, weight: Tensor, bias: Tensor | None, *params) -> Tensor:
+    geometry = ConvParams.from_args(params).geometry(input.shape[2:])
+    backend = backends.choose("conv", input, weight, geometry)
+    with amp.off(input):
+        return backend.conv(input, weight, bias, geometry)
+
+
+@torch.library.impl(_LIBRARY, "input_grad", "CompositeExplicitAutograd")
+def _input_grad(grad_output: Tensor, weight: Tensor, input_size, *params) -> Tensor:
+    geometry = ConvParams.from_args(params).geometry(input_size)
+    backend = backends.choose("input_grad", grad_output, weight, geometry)
+    with amp.off(grad_output):
+        return backend.input_grad(grad_output, weight, geometry)
+
+
+@torch.library.impl(_LIBRARY, "weight_grad", "CompositeExplicitAutograd")
+def _weight_grad(grad_output: Tensor, input: Tensor, *params) -> Tensor:
+    geometry = ConvParams.from_args(params).geometry(input.shape[2:])
+    backend = backends.choose("weight_grad", grad_output, input, geometry)
+    with amp.off(input):
+        return backend.weight_grad(grad_output, input, geometry)
+
+
+@torch.library.register_fake("acs_triton::conv", lib=_LIBRARY)
+def _conv_fake(input, weight, bias, *params):
+    size = ConvParams.from_args(params).output_size(input.shape[2:])
+    shape = (input.shape[0], weight.shape[0], *size)
+    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
+
+
+@torch.library.register_fake("acs_triton::input_grad", lib=_LIBRARY)
+def _input_grad_fake(grad_output, weight, input_size, *params):
+    shape = (grad_output.shape[0], weight.shape[1] * ConvParams.from_args(params).groups, *input_size)
+    return torch.empty(
+        shape, dtype=grad_output.dtype, device=grad_output.device, memory_format=memory_format(grad_output)
+    )
+
+
+@torch.library.register_fake("acs_triton::weight_grad", lib=_LIBRARY)
+def _weight_grad_fake(grad_output, input, *params):
+    params = ConvParams.from_args(params)
+    return grad_output.new_empty((grad_output.shape[1], input.shape[1] // params.groups, *params.kernel_size))
+
+
+def _batching_rule(op, folds):
+    """vmap over an operator: fold the mapped axis into the batch if only ``folds`` operands have it, else loop.
+
+    The weight cannot be folded: the split into views is contiguous, so a batch of weights is not
+    one grouped convolution.
+    """
+
+    def rule(info, in_dims, *args):
+        batched = [i for i, dim in enumerate(in_dims) if isinstance(dim, int)]
+        moved = [arg.movedim(dim, 0) if isinstance(dim, int) else arg for arg, dim in zip(args, in_dims, strict=True)]
+        if set(batched) <= set(folds):
+            result = op(*[arg.flatten(0, 1) if i in batched else arg for i, arg in enumerate(moved)])
+            return result.unflatten(0, (info.batch_size, -1)), 0
+        rows = (
+            op(*[arg[row] if i in batched else arg for i, arg in enumerate(moved)]) for row in range(info.batch_size)
+        )
+        return torch.stack(list(rows)), 0
+
+    return rule
+
+
+torch.library.register_vmap("acs_triton::conv", _batching_rule(conv, folds=(0,)), lib=_LIBRARY)
+torch.library.register_vmap("acs_triton::input_grad", _batching_rule(input_grad, folds=(0,)), lib=_LIBRARY)
+torch.library.register_vmap("acs_triton::weight_grad", _batching_rule(weight_grad, folds=()), lib=_LIBRARY)

@@ -1,0 +1,121 @@
+"""Choosing a backend, and what the torch backend leaves undone."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from acs_triton import backends, current_backend, use_backend
+from acs_triton.functional import acs_conv3d, soft_acs_conv3d
+
+
+class Counts(TorchDispatchMode):
+    """How often each operator runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def counted(call):
+    # Below the registered operators, where the torch backend's own calls are seen.
+    seen = Counter()
+    original = backends.torch_backend.conv
+
+    def conv(*args):
+        with Counts() as counts:
+            result = original(*args)
+        seen.update(counts.names)
+        return result
+
+    backends.torch_backend.conv = conv
+    try:
+        call()
+    finally:
+        backends.torch_backend.conv = original
+    return seen
+
+
+def tensors(channels=4, out=6, k=3, groups=1):
+    return torch.randn(1, channels, 8, 8, 8), torch.randn(out, channels // groups, k, k), torch.randn(out)
+
+
+@pytest.mark.parametrize("options", [{"padding": 1}, {"padding": 1, "stride": 2}, {}, {"stride": 2}])
+def test_no_pads_or_crops_are_copied(options):
+    x, weight, bias = tensors()
+    seen = counted(lambda: acs_conv3d(x, weight, bias, **options))
+    assert seen["conv3d"] == 3
+    assert seen["cat"] == 1
+    assert not set(seen) & {"constant_pad_nd", "clone", "copy_", "add", "add_"}, seen
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_pointwise_layer_is_one_convolution(stride):
+    x, weight, bias = tensors(k=1)
+    seen = counted(lambda: acs_conv3d(x, weight, bias, stride=stride))
+    assert seen["conv3d"] == 1
+    assert seen["cat"] == 0
+
+
+def test_depthwise_is_three_convolutions():
+    x, weight, bias = tensors(channels=6, groups=6)
+    seen = counted(lambda: acs_conv3d(x, weight, bias, padding=1, groups=6))
+    assert (seen["conv3d"], seen["cat"], seen["constant_pad_nd"]) == (3, 1, 0)
+
+
+def test_soft_is_one_dense_convolution_where_that_exists():
+    x, weight, bias = tensors()
+    with Counts() as counts:
+        soft_acs_conv3d(x, weight, torch.rand(6, 3), bias, padding=1)
+    assert counts.names["conv"] == 0  # our operator
+    assert counts.names["convolution"] == 1
+
+
+def test_use_backend_sets_and_restores():
+    before = current_backend()
+    with use_backend("torch"):
+        assert current_backend() == "torch"
+        with use_backend("auto"):
+            assert current_backend() == "auto"
+        assert current_backend() == "torch"
+    assert current_backend() == before
+    with pytest.raises(ZeroDivisionError), use_backend("torch"):
+        raise ZeroDivisionError
+    assert current_backend() == before
+    use_backend("torch")
+    assert current_backend() == "torch"
+    use_backend(before)
+
+
+def run(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True
+    )
+
+
+def test_environment_variable():
+    code = "import acs_triton; print(acs_triton.current_backend())"
+    assert run(code, ACS_TRITON_BACKEND="torch").stdout.strip() == "torch"
+    wrong = run(code, ACS_TRITON_BACKEND="fast")
+    assert wrong.returncode == 1
+    assert (
+        "environment variable ACS_TRITON_BACKEND must be one of 'auto', 'torch', 'triton', got 'fast'" in wrong.stderr
+    )
+
+
+def test_cpu_tensors_do_not_import_triton():
+    code = (
+        "import sys, torch\nbefore = set(sys.modules)\nfrom acs_triton.operators import ACSConv\n"
+        "ACSConv(3, 4, 3)(torch.zeros(1, 3, 4, 4, 4)).sum().backward()\n"
+        "print(sorted(name for name in set(sys.modules) - before if name.split('.')[0] == 'triton'))"
+    )
+    result = run(code, ACS_TRITON_BACKEND="auto")
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr

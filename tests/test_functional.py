@@ -1,0 +1,189 @@
+"""The functions against the written-out definition, float64 unless the dtype is the subject."""
+
+import pytest
+import torch
+from hypothesis import assume, given
+
+import acs_triton.functional as ours
+import reference
+from acs_triton.layout import memory_format
+from tests.strategies import acs_arguments
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+
+
+def randn(*shape, dtype=torch.float64):
+    return torch.randn(*shape, dtype=dtype)
+
+
+def gradients(output, leaves, grad):
+    # A result whose samples all lie outside the input does not depend on it.
+    return torch.autograd.grad(output, leaves, grad, allow_unused=True, materialize_grads=True)
+
+
+def assert_same(call, operands):
+    """Output and gradients of ``call(library, *operands)`` are the reference's."""
+    copies = [one.detach().double().requires_grad_() for one in operands]
+    leaves = [one.detach().requires_grad_() for one in operands]
+    result, expected = call(ours, *leaves), call(reference, *copies)
+    assert result.shape == expected.shape
+    assert result.dtype == operands[0].dtype
+    grad = torch.randn_like(expected)
+    pairs = zip(
+        (result, *gradients(result, leaves, grad.to(result.dtype))),
+        (expected, *gradients(expected, copies, grad)),
+        strict=True,
+    )
+    tolerance = TOLERANCE[result.dtype]
+    for found, wanted in pairs:
+        scale = wanted.abs().max().item() if wanted.numel() else 0.0
+        torch.testing.assert_close(found.double(), wanted, rtol=0, atol=tolerance * (1 + scale))
+    return result
+
+
+def operands_of(case):
+    torch.manual_seed(0)
+    x, weight = randn(*case["shape"]), randn(*case["weight"])
+    if case["channels_last"]:
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+    return x, weight, randn(len(weight))
+
+
+def skip_if_it_does_not_fit(case, **options):
+    torch.manual_seed(0)
+    try:
+        ours.acs_conv3d(torch.empty(case["shape"]), torch.empty(case["weight"]), **case["options"], **options)
+    except ValueError:
+        assume(False)
+
+
+@given(acs_arguments())
+def test_acs(case):
+    skip_if_it_does_not_fit(case)
+    for aligned in (False, True):
+        assert_same(
+            lambda m, x, w, b, aligned=aligned: m.acs_conv3d(
+                x, w, b, split=case["split"], aligned=aligned, **case["options"]
+            ),
+            operands_of(case),
+        )
+
+
+@given(acs_arguments())
+def test_soft(case):
+    skip_if_it_does_not_fit(case)
+    shares = randn(case["weight"][0], 3)
+    assert_same(lambda m, x, w, b, s: m.soft_acs_conv3d(x, w, s, b, **case["options"]), (*operands_of(case), shares))
+
+
+@pytest.mark.parametrize("axis", [-3, -2, -1])
+@pytest.mark.parametrize(("stride", "padding", "dilation", "groups"), [(1, 1, 1, 1), (2, 0, 2, 3), (3, 2, 1, 6)])
+def test_conv2_5d(axis, stride, padding, dilation, groups):
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "axis": axis}
+    operands = randn(2, 6, 7, 8, 9), randn(12, 6 // groups, 3, 3), randn(12)
+    assert_same(lambda m, x, w, b: m.conv2_5d(x, w, b, **options), operands)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("groups", [1, 8])
+def test_dtypes(dtype, stride, groups):
+    x, weight, bias = randn(2, 8, 6, 7, 8), randn(16, 8 // groups, 3, 3), randn(16)
+    assert_same(
+        lambda m, x, w, b: m.acs_conv3d(x, w, b, stride=stride, padding=1, groups=groups),
+        [one.to(dtype) for one in (x, weight, bias)],
+    )
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2, 5])
+def test_views_that_lie_wholly_outside(padding):
+    # A 1-voxel axis with a large kernel: some through-plane samples miss the input altogether.
+    operands = randn(1, 2, 1, 9, 9), randn(3, 2, 3, 3), randn(3)
+    options = {"padding": (5, padding, padding), "stride": (1, 1, 1)}
+    assert_same(lambda m, x, w, b: m.acs_conv3d(x, w, b, **options), operands)
+    assert_same(lambda m, x, w, b: m.acs_conv3d(x, w, b, split=(3, 0, 0), **options), operands)
+
+
+def test_channels_last_stays_channels_last():
+    x = randn(2, 6, 5, 6, 7).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    for options in ({"padding": 1}, {"stride": 2}, {"padding": 1, "groups": 3}):
+        weight = randn(9, 6 // options.get("groups", 1), 3, 3)
+        y = ours.acs_conv3d(x, weight, **options)
+        assert y.is_contiguous(memory_format=torch.channels_last_3d)
+        (grad,) = torch.autograd.grad(y.square().sum(), x)
+        assert grad.is_contiguous(memory_format=torch.channels_last_3d)
+    assert ours.acs_conv3d(x.detach().contiguous(), weight, padding=1, groups=3).is_contiguous()
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x[:, 1:5],
+        lambda x: x[:, :, ::2],
+        lambda x: x.transpose(2, 4),
+        lambda x: x[:, :1].expand(-1, 4, -1, -1, -1),
+        lambda x: x.contiguous(memory_format=torch.channels_last_3d)[:, 2:6, :, 1:],
+        lambda x: x[:1].expand(3, -1, -1, -1, -1),
+    ],
+)
+def test_any_strides(view):
+    x = view(randn(2, 6, 6, 7, 8))
+    weight = randn(5, x.shape[1], 3, 3)
+    y = ours.acs_conv3d(x, weight, padding=1, stride=2)
+    torch.testing.assert_close(y, reference.acs_conv3d(x, weight, padding=1, stride=2))
+
+
+def test_expanded_gradient():
+    x, weight = randn(1, 3, 5, 5, 5).requires_grad_(), randn(4, 3, 3, 3).requires_grad_()
+    found = torch.autograd.grad(ours.acs_conv3d(x, weight, padding=1).mean(), (x, weight))
+    expected = torch.autograd.grad(reference.acs_conv3d(x, weight, padding=1).mean(), (x, weight))
+    for one, two in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_unbatched_and_empty_batch():
+    x, weight, bias = randn(3, 5, 6, 7), randn(4, 3, 3, 3).requires_grad_(), randn(4)
+    batched = ours.acs_conv3d(x[None], weight, bias, padding=1)
+    assert torch.equal(ours.acs_conv3d(x, weight, bias, padding=1), batched[0])
+    shares = torch.softmax(randn(4, 3), 1)
+    soft = ours.soft_acs_conv3d(x[None], weight, shares, bias, padding=1)
+    assert torch.equal(ours.soft_acs_conv3d(x, weight, shares, bias, padding=1), soft[0])
+    empty = ours.acs_conv3d(x.new_empty(0, 3, 5, 6, 7), weight, bias, padding=1)
+    assert empty.shape == (0, 4, 5, 6, 7)
+    (grad,) = torch.autograd.grad(empty.sum(), weight)
+    assert torch.equal(grad, torch.zeros_like(weight))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("options", [{"padding": 1}, {"padding": 1, "stride": 2}, {}, {"groups": 2, "padding": 1}])
+def test_nan_and_inf_reach_their_receptive_field_only(value, options):
+    groups = options.get("groups", 1)
+    x, weight = randn(1, 4, 7, 7, 7), randn(6, 4 // groups, 3, 3)
+    x[0, 1, 3, 4, 2] = value
+    found = ours.acs_conv3d(x, weight, **options)
+    # What a finite change of the same voxel moves is its receptive field.
+    changed, plain = x.clone(), x.clone()
+    changed[0, 1, 3, 4, 2], plain[0, 1, 3, 4, 2] = 1.0, 0.0
+    ones = torch.ones_like(weight)
+    reached = reference.acs_conv3d(changed, ones, **options) != reference.acs_conv3d(plain, ones, **options)
+    assert torch.equal(~found.isfinite(), reached)
+
+
+def test_autocast_returns_what_conv3d_returns():
+    x, weight = torch.randn(1, 3, 5, 5, 5), torch.randn(4, 3, 3, 3, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = ours.acs_conv3d(x, weight, padding=1)
+        soft = ours.soft_acs_conv3d(x, weight, torch.full((4, 3), 1 / 3), padding=1)
+        double = ours.acs_conv3d(x.double(), weight.double(), padding=1)
+    assert (y.dtype, soft.dtype, double.dtype) == (torch.bfloat16, torch.bfloat16, torch.float64)
+    (grad,) = torch.autograd.grad(y.float().sum(), weight)
+    assert grad.dtype == torch.float32
+
+
+def test_memory_format_is_pytorchs():
+    suggest = torch._prims_common.suggest_memory_format
+    base = torch.empty(2, 6, 4, 5, 7)
+    last = base.contiguous(memory_format=torch.channels_last_3d)
+    for x in (base, last, last[:, 1:4], last[:, :, 1:], base[:, :1], base[..., :1], base.transpose(1, 4), last[:0]):
+        if x.numel():
+            assert memory_format(x) == suggest(x)
