@@ -1,7 +1,18 @@
 """ACS convolution fused in Triton, and a converter that runs 2D networks on volumes."""
 
-from . import functional, operators
+from . import converters, functional, operators
 from .backends import current_backend, use_backend
+from .explanation import explain
+from .lifting import LiftingError, convert
 
 __version__ = "0.1.0"
-__all__ = ["current_backend", "functional", "operators", "use_backend"]
+__all__ = [
+    "LiftingError",
+    "convert",
+    "converters",
+    "current_backend",
+    "explain",
+    "functional",
+    "operators",
+    "use_backend",
+]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from acs_triton import backends, current_backend, use_backend
+from acs_triton import backends, current_backend, explain, use_backend
 from acs_triton.functional import acs_conv3d, soft_acs_conv3d
 
 
@@ -119,3 +119,36 @@ def test_cpu_tensors_do_not_import_triton():
     )
     result = run(code, ACS_TRITON_BACKEND="auto")
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+def test_explain_names_backend_and_reason():
+    x, weight, _ = tensors()
+    with use_backend("auto"):
+        lines = explain(x, weight, padding=1).splitlines()
+    assert [line.split()[0] for line in lines] == ["conv", "input_grad", "weight_grad"]
+    assert all(line.endswith("torch: the tensors are on the CPU") for line in lines)
+    with use_backend("torch"):
+        assert "the backend is set to 'torch'" in explain(x, weight)
+    with pytest.raises(ValueError, match="input has 3 channels"):
+        explain(x[:, :3], weight)
+
+
+@pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="Triton drives the CPU here")
+def test_triton_forced_on_a_cpu_says_why_it_cannot():
+    pytest.importorskip("triton")
+    x, weight, _ = tensors()
+    with use_backend("triton"):
+        with pytest.raises(RuntimeError, match=r"the backend is set to 'triton', but .*use_backend\('auto'\)"):
+            acs_conv3d(x, weight)
+        assert "torch: " in explain(x, weight)
+
+
+def test_a_missing_triton_is_one_clear_sentence():
+    code = (
+        "import sys; sys.modules['triton'] = None\nimport torch\nfrom acs_triton.functional import acs_conv3d\n"
+        "acs_conv3d(torch.zeros(1, 3, 5, 5, 5), torch.zeros(3, 3, 3, 3))"
+    )
+    assert run(code, ACS_TRITON_BACKEND="auto").returncode == 0
+    forced = run(code, ACS_TRITON_BACKEND="triton")
+    assert forced.returncode == 1
+    assert "RuntimeError: the backend is set to 'triton', but Triton is not installed" in forced.stderr

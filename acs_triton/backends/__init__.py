@@ -11,6 +11,9 @@ from __future__ import annotations
 import os
 from types import ModuleType
 
+from torch import Tensor
+
+from ..geometry import Geometry
 from . import torch as torch_backend
 
 BACKENDS = ("auto", "torch", "triton")
@@ -58,7 +61,7 @@ def current_backend() -> str:
     return _current
 
 
-def choose(primitive: str, data, other, geometry) -> ModuleType:
+def choose(primitive: str, data: Tensor, other: Tensor, geometry: Geometry) -> ModuleType:
     """The backend for one call of a primitive (``"conv"``, ``"input_grad"``, ``"weight_grad"``).
 
     ``data`` and ``other`` are the primitive's first two tensors.
@@ -66,7 +69,31 @@ def choose(primitive: str, data, other, geometry) -> ModuleType:
     Raises:
         RuntimeError: the Triton backend is set, but Triton does not drive the tensor's device.
     """
-    # Triton is imported only where it may be used: it costs more than the rest of the library.
-    if _current == "torch" or (_current == "auto" and data.device.type == "cpu"):
+    if _takes_torch_at_once(data):
         return torch_backend
+    from . import triton as triton_backend
+
+    if triton_backend.why_not(primitive, data, other, geometry) is None:
+        return triton_backend
+    if _current == "triton" and (reason := triton_backend.why_not_device(data)) is not None:
+        raise RuntimeError(f"the backend is set to 'triton', but {reason}; use_backend('auto') takes the torch backend")
     return torch_backend
+
+
+def _takes_torch_at_once(data: Tensor) -> bool:
+    # Triton is imported only where it may be used: that costs more than the rest of the library.
+    return _current == "torch" or (_current == "auto" and data.device.type == "cpu")
+
+
+def describe(primitive: str, data: Tensor, other: Tensor, geometry: Geometry) -> str:
+    """One line on what computes a call of a primitive, and why."""
+    if _current == "torch":
+        return "torch: the backend is set to 'torch'"
+    if _takes_torch_at_once(data):
+        return "torch: the tensors are on the CPU"
+    from . import triton as triton_backend
+
+    reason = triton_backend.why_not(primitive, data, other, geometry)
+    if reason is None:
+        return f"triton: {triton_backend.plan(primitive, data, other, geometry)}"
+    return f"torch: {reason}"

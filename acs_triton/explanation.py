@@ -1,0 +1,42 @@
+"""Which path a call takes, and why, without running it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import backends
+from .arguments import check_operands, conv_params
+from .layout import memory_format
+
+
+def explain(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups: int = 1,
+    split=None,
+    aligned: bool = False,
+) -> str:
+    """What would compute :func:`acs_triton.functional.acs_conv3d` and its two gradients, one line each.
+
+    Arguments and errors are that function's. A line names the backend; for Triton the kernel, its
+    tile and the tensors that are copied first; for torch the reason.
+
+    >>> print(explain(torch.zeros(1, 3, 8, 8, 8), torch.zeros(6, 3, 3, 3), padding=1))
+    conv        torch: the tensors are on the CPU
+    input_grad  torch: the tensors are on the CPU
+    weight_grad torch: the tensors are on the CPU
+    """
+    check_operands(input, weight, bias, groups)
+    rule = "aligned" if aligned else "acsconv"
+    params = conv_params(weight.shape[2:], weight.shape[0], stride, padding, dilation, groups, split, rule)
+    input = input if input.dim() == 5 else input.unsqueeze(0)
+    geometry = params.geometry(input.shape[2:])
+    shape = (input.shape[0], weight.shape[0], *geometry.output_size)
+    grad = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
+    calls = {"conv": (input, weight), "input_grad": (grad, weight), "weight_grad": (grad, input)}
+    return "\n".join(f"{name:11} {backends.describe(name, *data, geometry)}" for name, data in calls.items())
