@@ -3,14 +3,16 @@
 from . import converters, functional, operators
 from .backends import current_backend, use_backend
 from .explanation import explain
-from .lifting import LiftingError, convert
+from .lifting import LiftingError, check_lifting, convert, describe
 
 __version__ = "0.1.0"
 __all__ = [
     "LiftingError",
+    "check_lifting",
     "convert",
     "converters",
     "current_backend",
+    "describe",
     "explain",
     "functional",
     "operators",
