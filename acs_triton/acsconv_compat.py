@@ -48,24 +48,22 @@ def _each(count: int):
 _UTILS = {"_pair_same": _same(2), "_triple_same": _same(3), "_to_pair": _each(2), "_to_triple": _each(3)}
 
 
-def _public(module) -> dict:
-    return {name: value for name, value in vars(module).items() if isinstance(value, type)}
-
-
 def install() -> None:
     """Make ``acsconv`` and its submodules resolve to this library, for this process.
 
     An ``acsconv`` imported before is replaced for imports after this call.
     """
+    convs = {name: getattr(operators, name) for name in ("ACSConv", "Conv2_5d", "SoftACSConv")}
+    names = ("ACSConverter", "Conv2_5dConverter", "Conv3dConverter", "SoftACSConverter")
     layout = {
         "acsconv": {"__version__": "0.1.1"},
         "acsconv.utils": _UTILS,
-        "acsconv.operators": _public(operators),
+        "acsconv.operators": {**convs, "acs_conv_f": acs_conv_f},
         "acsconv.operators.functional": {"acs_conv_f": acs_conv_f},
         "acsconv.operators.acsconv": {"ACSConv": operators.ACSConv},
         "acsconv.operators.soft_acsconv": {"SoftACSConv": operators.SoftACSConv},
         "acsconv.operators.conv2_5d": {"Conv2_5d": operators.Conv2_5d},
-        "acsconv.converters": _public(converters),
+        "acsconv.converters": {name: getattr(converters, name) for name in names},
         "acsconv.converters.base_converter": {"BaseConverter": converters.BaseConverter},
         "acsconv.converters.acsconv_converter": {"ACSConverter": converters.ACSConverter},
         "acsconv.converters.soft_acsconv_converter": {"SoftACSConverter": converters.SoftACSConverter},

@@ -138,6 +138,19 @@ def lifted_function(function, kind="acs"):
     return convert(Layer(), kind)
 
 
+def assigned(x):
+    shifted = torch.zeros_like(x)
+    shifted[:, :2] = x[:, 2:]
+    return shifted
+
+
+def within_slices(x):
+    tokens = x.transpose(1, 2)
+    heads = tokens.reshape(x.shape[0], -1, 2, x.shape[1] // 2).transpose(1, 2)
+    mixed = F.scaled_dot_product_attention(heads, heads, heads)
+    return mixed.transpose(1, 2).reshape(x.shape[0], -1, x.shape[1]).transpose(1, 2).contiguous()
+
+
 OPERATIONS = {
     "max pool": (lambda x: F.max_pool2d(x, 3, 2, 1), lambda x: F.max_pool3d(x, 3, 2, 1)),
     "max pool, ceil": (lambda x: F.max_pool2d(x, 2, ceil_mode=True), lambda x: F.max_pool3d(x, 2, ceil_mode=True)),
@@ -184,6 +197,20 @@ OPERATIONS = {
     "channel shuffle": (
         lambda x: x.view(x.size(0), 2, -1, *x.shape[2:]).transpose(1, 2).flatten(1, 2),
         lambda x: x.view(x.size(0), 2, -1, *x.shape[2:]).transpose(1, 2).flatten(1, 2),
+    ),
+    "sum into a new tensor": (lambda x: torch.zeros(x.shape, dtype=x.dtype).add_(x).mul_(2), lambda x: 2 * x),
+    "assignment into a new tensor": (assigned, lambda x: torch.cat([x[:, 2:], x[:, :2] * 0], 1)),
+    "gate of each channel": (
+        lambda x: x * x.mean((2, 3)).view(x.shape[0], -1, 1, 1).relu_(),
+        lambda x: x * x.mean((2, 3, 4), keepdim=True).relu(),
+    ),
+    "batch read before the depth changed": (
+        lambda x: F.avg_pool2d(x, 2).reshape(x.shape[0], 2, 2, 5, 6).sum(2),
+        lambda x: F.avg_pool3d(x, 2).unflatten(1, (2, 2)).sum(2),
+    ),
+    "attention within slices": (
+        lambda x: within_slices(x.flatten(2)).view(x.shape),
+        lambda x: within_slices(x.movedim(2, 1).flatten(0, 1).flatten(2)).view(2, 8, 4, 10, 12).movedim(1, 2),
     ),
     "softmax of channels": (lambda x: x.softmax(1), lambda x: x.softmax(1)),
 }

@@ -50,6 +50,11 @@ REFUSED = {
     "slices of another depth": (lambda x: x + F.interpolate(F.max_pool2d(x, 2), (9, 9))[:, :, :8, :8], "meet"),
     "dynamic kernels": (lambda x: F.conv2d(x, x[:, :, :3, :3]), "kernel depends on the volume"),
     "values": (lambda x: x.tolist(), "has no rule for volumes"),
+    "a given output": (lambda x: torch.add(x, 1, out=torch.empty_like(x)), "writes to a given tensor"),
+    "in place on fewer slices": (
+        lambda x: F.adaptive_avg_pool2d(F.max_pool2d(x, 2), 1).add_(x[:, :, :1, :1]),
+        "works in place on",
+    ),
     "a kernel that does not fit": (lambda x: F.conv2d(x, torch.ones(3, 4, 7, 7)), "larger than the padded input"),
     "wrong channels": (lambda x: F.conv2d(x, torch.ones(3, 5, 1, 1)), "channels"),
     "pooling below one voxel": (lambda x: F.max_pool2d(x, 7, 7), "(?i)too small"),

@@ -291,6 +291,47 @@ def test_compiled_and_exported(kind, volume):
     torch.compiler.reset()
 
 
+def test_exported_for_any_size(volume):
+    """Upsampling to the size of a skip connection included: no size is fixed."""
+
+    class Skip(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down = nn.Conv2d(1, 4, 3, stride=2, padding=1)
+            self.mix = nn.Conv2d(5, 2, 3, padding=1)
+
+        def forward(self, x):
+            return self.mix(torch.cat([x, F.interpolate(self.down(x), x.shape[2:], mode="bilinear")], 1))
+
+    model = convert(Skip().double()).eval()
+    sizes = {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO, 4: torch.export.Dim.AUTO}
+    with torch.no_grad():
+        exported = torch.export.export(model, (volume,), dynamic_shapes=((sizes,),)).module()
+        for depth, height, width in ((8, 12, 16), (10, 18, 14), (14, 10, 22)):
+            other = torch.randn(2, 1, depth, height, width, dtype=torch.float64)
+            torch.testing.assert_close(exported(other), model(other))
+
+
+def test_images_may_have_tensors_of_five_axes():
+    class Paths(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = Mix()
+
+        def forward(self, x):
+            return self.mix(torch.stack([x, 2 * x], 1))
+
+    class Mix(nn.Module):
+        def forward(self, x):
+            return x.sum(1).mean((2, 3))
+
+    model = convert(Paths())
+    image = torch.randn(2, 3, 4, 5)
+    torch.testing.assert_close(model(image), 3 * image.mean((2, 3)))
+    volume = torch.randn(2, 3, 6, 4, 5)
+    torch.testing.assert_close(model(volume), 3 * volume.mean((2, 3, 4)))
+
+
 def test_feature_extractor(volume):
     extraction = pytest.importorskip("torchvision.models.feature_extraction")
     graph = convert(extraction.create_feature_extractor(network().eval(), ["stem", "pool"]))

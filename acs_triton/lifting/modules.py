@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import threading
 from dataclasses import replace
 
 import torch
@@ -27,6 +28,15 @@ _SOLID = (
 """Modules that work on volumes by themselves."""
 
 
+class _Images(threading.local):
+    """How many modules are running on images: there, tensors of five axes are no volumes."""
+
+    depth = 0
+
+
+_images = _Images()
+
+
 class _Lifted:
     """Mixed into the class of every module of a lifted network, before its own class."""
 
@@ -48,7 +58,7 @@ class _Lifted:
         if rows is not None:
             return _resume(rows.run, self, super().forward, args, kwargs)
         volumes = [tensor for tensor in tensors if tensor.dim() == 5 or twin_of(tensor) is not None]
-        if self._acs_lift.folds and volumes:
+        if volumes and self._acs_lift.folds and not _images.depth:
             twin = twin_of(volumes[0])
             run = Run(volumes[0].shape[0], self._acs_lift.across) if twin is None else rows_of(twin).run
             if twin is None and not torch.compiler.is_compiling():
@@ -58,10 +68,16 @@ class _Lifted:
             return run.unfold(result, final=twin is None)
         if volumes and not self._acs_lift.folds:
             return _call_mixed(self, super().forward, args, kwargs)
-        if is_inflated(self):
-            with Run(1, self._acs_lift.axis):  # an image
-                return super().forward(*args, **kwargs)
-        return super().forward(*args, **kwargs)
+        if not tensors or not self._acs_lift.folds:
+            return super().forward(*args, **kwargs)
+        _images.depth += 1
+        try:
+            if is_inflated(self):
+                with Run(1, self._acs_lift.axis):
+                    return super().forward(*args, **kwargs)
+            return super().forward(*args, **kwargs)
+        finally:
+            _images.depth -= 1
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
         adapt_checkpoint(self, state_dict, prefix)

@@ -40,17 +40,18 @@ def check_lifting(model: nn.Module, example_2d: Tensor, depth: int | None = None
     if example_2d.dim() != 4:
         raise ValueError(f"example_2d must be an image batch (N, C, H, W), got shape {tuple(example_2d.shape)}")
     planar = copy.deepcopy(model).eval()
-    if not is_lifted(planar):
-        convert(planar, "2.5d")
-    for module in planar.modules():
-        if is_lifted(module):
-            module._acs_lift = replace(module._acs_lift, kind="2.5d", depth_stride=None)
-    depth = depth or min(example_2d.shape[2:])
-    volume = example_2d.unsqueeze(planar._acs_lift.axis)
-    sizes = list(volume.shape)
-    sizes[planar._acs_lift.axis] = depth
     with torch.no_grad():
-        expected, found = planar(example_2d), planar(volume.expand(sizes))
+        expected = planar(example_2d)
+        if not is_lifted(planar):
+            convert(planar, "2.5d")
+        for module in planar.modules():
+            if is_lifted(module):
+                module._acs_lift = replace(module._acs_lift, kind="2.5d", depth_stride=None)
+        depth = depth or min(example_2d.shape[2:])
+        volume = example_2d.unsqueeze(planar._acs_lift.axis)
+        sizes = list(volume.shape)
+        sizes[planar._acs_lift.axis] = depth
+        found = planar(volume.expand(sizes))
     expected, found = (
         [item for item in tree_flatten(result)[0] if isinstance(item, Tensor)] for result in (expected, found)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
@@ -164,6 +165,8 @@ class Run(TorchFunctionMode):
             if rule is not None and rule.spatial:
                 return self._without_rows(name, function, args, kwargs)
             return function(*args, **kwargs)
+        if kwargs.get("out") is not None:
+            raise self.error(name, args, kwargs, "it writes to a given tensor (out=)")
         if rule is None:
             raise self.error(name, args, kwargs, "it has no rule for volumes")
         if torch.compiler.is_compiling():
@@ -225,14 +228,21 @@ class Run(TorchFunctionMode):
 
     def depth_of_plane(self, height: int, width: int, default: int) -> int:
         """Depth that volumes of this plane size have had; the one nearest to ``default``."""
-        depths = [depth for h, w, depth in self.planes if h == height and w == width]
-        if not depths or default in depths:
+        depths = [depth for h, w, depth in self.planes if known_equal(h, height) and known_equal(w, width)]
+        if not depths or any(known_equal(depth, default) for depth in depths):
             return default
-        return min(depths, key=lambda depth: abs(depth - default))
+        return depths[0] if len(depths) == 1 else min(depths, key=lambda depth: abs(depth - default))
 
     def is_stale_batch(self, size: int) -> bool:
         """Whether ``size`` is a batch size of slices from before a change of depth."""
         return size in self.batches
+
+
+def known_equal(one, other) -> bool:
+    """Whether two sizes are equal; of symbolic ones, whether they are for every input, without a new guard."""
+    if isinstance(one, torch.SymInt) or isinstance(other, torch.SymInt):
+        return statically_known_true(one == other)
+    return one == other
 
 
 def _with_batch_size(tensor: Tensor, dim, kwargs, result):

@@ -93,13 +93,10 @@ def test_equal_slices_give_the_2d_output(family, name):
 
 
 TRAINED = [
-    ("torchvision", "densenet121"),
     ("torchvision", "mobilenet_v3_small"),
     ("torchvision", "segmentation.lraspp_mobilenet_v3_large"),
     ("timm", "tf_efficientnet_b0"),
     ("timm", "convnextv2_atto"),
-    ("timm", "skresnet18"),
-    ("smp", "UPerNet-resnet18"),
     ("monai", "DynUNet"),
 ]
 

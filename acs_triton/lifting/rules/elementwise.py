@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..errors import LiftingError
 from ..rows import Rows, describe_tensor, repeat_rows, rows_of, tensors_in
-from .table import mark, rule
+from .table import IN_PLACE, mark, rule
 
 _OPERATORS = "add sub mul truediv floordiv mod pow and or xor lshift rshift div matmul"
 _UNARY = """
@@ -101,6 +101,12 @@ def broadcast_axes(operands: list[Tensor], dim: int) -> str:
     return "".join(axes)
 
 
+def _check_target(target: Tensor, aligned: Tensor) -> None:
+    """An operation in place cannot write to a repeated copy; one row for each slice is what it must have."""
+    if target.shape != aligned.shape:
+        raise LiftingError(f"it works in place on {describe_tensor(target)}, which has not one row for each slice")
+
+
 @rule(_names(), "as it is")
 def elementwise(run, function, args, kwargs):
     operands = tensors_in(args) + tensors_in(kwargs.values())
@@ -115,7 +121,11 @@ def elementwise(run, function, args, kwargs):
             return with_rows(run, item, item.dim() - from_right, rows)
         return item
 
-    args = [aligned(item) for item in args]
+    if function.__name__ in IN_PLACE:
+        _check_target(args[0], aligned(args[0]))
+        args = [args[0], *(aligned(item) for item in args[1:])]
+    else:
+        args = [aligned(item) for item in args]
     kwargs = {key: aligned(item) for key, item in kwargs.items()}
     result = function(*args, **kwargs)
     shaped = result[0] if isinstance(result, (tuple, list)) else result

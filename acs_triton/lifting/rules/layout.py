@@ -350,7 +350,7 @@ def _is_bool(item) -> bool:
 def _is_all(item, size) -> bool:
     if not isinstance(item, slice):
         return False
-    return (item.start in (None, 0)) and item.step in (None, 1) and (item.stop is None or item.stop is size)
+    return (item.start in (None, 0)) and item.step in (None, 1) and (item.stop is None or item.stop == size)
 
 
 @rule("__setitem__", "as it is")

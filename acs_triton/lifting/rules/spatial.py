@@ -425,9 +425,9 @@ def interpolate(
         scaled = _round(rows.depth * height, input.shape[2])
     else:
         scale = pair(scale_factor)
-        height, width = (int(n * f) for n, f in zip(input.shape[2:], scale, strict=True))
-        scaled = int(rows.depth * (run.lift.depth_stride or min(scale)))
-    depth = run.depth_of_plane(height, width, max(scaled, 1))
+        height, width = (_scaled(n, f) for n, f in zip(input.shape[2:], scale, strict=True))
+        scaled = _scaled(rows.depth, run.lift.depth_stride or min(scale))
+    depth = run.depth_of_plane(height, width, scaled if scaled >= 1 else 1)
     solid = {"bilinear": "trilinear", "nearest": "nearest", "nearest-exact": "nearest-exact", "area": "area"}.get(mode)
     if solid is None or antialias:
         flat = same_plane(run, input, F.interpolate(input, **options))
@@ -438,13 +438,17 @@ def interpolate(
         )
         return run.slices(volume)
     volume = run.volume(input)
-    if size is None and depth == int(rows.depth * min(scale)):
-        scale = (min(scale), *scale) if scale[0] != scale[1] else scale_factor
-        options.update(scale_factor=pair(scale)[:1] * 3 if scale is scale_factor else scale)
-        volume = F.interpolate(volume, **{**options, "mode": solid, "antialias": False})
+    if size is None and depth is scaled and run.lift.depth_stride is None:
+        options.update(scale_factor=(min(scale), *scale), mode=solid)
+        volume = F.interpolate(volume, **options)
     else:
         volume = F.interpolate(volume, (depth, height, width), mode=solid, align_corners=align_corners)
     return run.like(input, volume)
+
+
+def _scaled(size, factor):
+    """``floor(size * factor)``, symbolic for whole factors."""
+    return size * int(factor) if factor == int(factor) else int(size * factor)
 
 
 def _round(numerator: int, denominator: int) -> int:

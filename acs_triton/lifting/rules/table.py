@@ -35,6 +35,9 @@ QUERIES = frozenset(_QUERIES.split())
 CANONICAL: dict[str, str] = {}
 """Name in the table for the name of an in-place function."""
 
+IN_PLACE: set[str] = set()
+"""Names of functions that write to their first argument."""
+
 
 def function_name(function) -> str:
     """Name of a torch function, method, operator or property, the same for its in-place form."""
@@ -54,6 +57,9 @@ def rule(names: str, action: str, *, spatial: bool = False):
             RULES[name] = Rule(apply, spatial, action)
             if not name.startswith("__"):
                 CANONICAL[f"{name}_"] = name
+                IN_PLACE.add(f"{name}_")
+            elif name.startswith("__i") and name != "__invert__":
+                IN_PLACE.add(name)
         return apply
 
     return register
