@@ -147,10 +147,13 @@ def _as_dense(input: Tensor, kernels, bias: Tensor | None, params: ConvParams) -
     if params.kernel_size > (3, 3) or params.padding_low != params.padding_high or torch.compiler.is_compiling():
         return None
     geometry = params.geometry(input.shape[2:])
-    taps = geometry.dense
-    if any(params.repeats_one_plane(geometry.input_size, view) for view in range(3)):
+    taps, size = geometry.dense, geometry.input_size
+    if taps is None or any(params.repeats_one_plane(size, view) for view in range(3)):
         return None
-    if taps is None or backends.choose("conv", input, kernels[0], geometry) is not backends.torch_backend:
+    # PyTorch's weight gradient is not to be trusted on volumes that the kernel spans (see backends/torch.py).
+    if any((params.kernel_size[0] - 1) * d + 1 >= n for d, n in zip(taps.dilation, size, strict=True)):
+        return None
+    if backends.choose("conv", input, kernels[0], geometry) is not backends.torch_backend:
         return None
     padding = tuple(-start for start in taps.start)
     return F.conv3d(input, assemble(kernels, taps.centre), bias, params.stride, padding, taps.dilation, params.groups)

@@ -95,6 +95,18 @@ def test_dtypes(dtype, stride, groups):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("k", "groups"), [(3, 1), (3, 16), (5, 16), (7, 1)])
+def test_volumes_no_larger_than_the_kernel(dtype, k, groups):
+    # PyTorch's own weight gradient is wrong for many of these on CPUs.
+    for size in ((2, 9, 9), (5, 6, 9), (9, 1, 4), (3, 1, 4)):
+        for stride in (1, 2):
+            x = randn(2, 16, *size).to(dtype).contiguous(memory_format=torch.channels_last_3d)
+            operands = x, randn(16, 16 // groups, k, k).to(dtype), randn(16).to(dtype)
+            options = {"stride": stride, "padding": k // 2, "groups": groups}
+            assert_same(lambda m, x, w, b, options=options: m.acs_conv3d(x, w, b, **options), operands)
+
+
 @pytest.mark.parametrize("padding", [0, 1, 2, 5])
 def test_views_that_lie_wholly_outside(padding):
     # A 1-voxel axis with a large kernel: some through-plane samples miss the input altogether.

@@ -32,12 +32,23 @@ class _Fit:
     outside: bool
 
 
-def _fit(start: Triple, size: Triple, out: Triple, stride: Triple, extent: Triple, dilation: Triple) -> _Fit:
+def _fit(
+    start: Triple,
+    size: Triple,
+    out: Triple,
+    stride: Triple,
+    extent: Triple,
+    dilation: Triple,
+    pads_small_inputs: bool = True,
+) -> _Fit:
+    """``pads_small_inputs``: whether the convolution may itself pad an axis that the kernel spans."""
     padding, low, high, outside = [0] * 3, [0] * 3, [0] * 3, False
     for a in range(3):
-        last = start[a] + (out[a] - 1) * stride[a] + (extent[a] - 1) * dilation[a]
+        reach = (extent[a] - 1) * dilation[a] + 1
+        last = start[a] + (out[a] - 1) * stride[a] + reach - 1
         outside |= start[a] >= size[a] or last < 0
-        if start[a] <= 0 and conv_size(size[a], extent[a], stride[a], -start[a], -start[a], dilation[a]) == out[a]:
+        own = start[a] <= 0 and conv_size(size[a], extent[a], stride[a], -start[a], -start[a], dilation[a]) == out[a]
+        if own and (pads_small_inputs or reach < size[a]):
             padding[a] = -start[a]
         else:
             low[a], high[a] = -start[a], last + 1 - size[a]
@@ -78,6 +89,7 @@ class _Piece:
     dilation: Triple
     fit: _Fit
     mirrored: _Fit
+    weight_fit: _Fit
 
     @property
     def channels(self) -> int:
@@ -107,13 +119,16 @@ def _pieces(geometry: Geometry, out_channels: int) -> tuple[_Piece, ...]:
     for view, first, end in views:
         start, extent, dilation = g.start[view], g.extent(view), g.dilation[view]
         fit = _fit(start, g.input_size, g.output_size, g.stride, extent, dilation)
+        # oneDNN's weight gradient (PyTorch 2.14) is wrong, or writes where it must not, for float32 and
+        # bfloat16 inputs that are no larger than the kernel along an axis that it pads itself.
+        weight_fit = _fit(start, g.input_size, g.output_size, g.stride, extent, dilation, pads_small_inputs=False)
         mirrored_start = tuple(-s - (e - 1) * d for s, e, d in zip(start, extent, dilation, strict=True))
         mirrored = _fit(mirrored_start, g.output_size, g.input_size, (1, 1, 1), extent, dilation)
         while first < end:
             group, done = divmod(first, per_group)
             whole = (end - first) // per_group if done == 0 else 0
             stop = first + whole * per_group if whole else min(end, (group + 1) * per_group)
-            pieces.append(_Piece(view, first, stop, group, max(whole, 1), extent, dilation, fit, mirrored))
+            pieces.append(_Piece(view, first, stop, group, max(whole, 1), extent, dilation, fit, mirrored, weight_fit))
             first = stop
     return tuple(pieces)
 
@@ -190,7 +205,7 @@ def _piece_input_grad(piece: _Piece, grad_output: Tensor, weight: Tensor, geomet
         device=grad.device,
         memory_format=memory_format(grad_output),
     )
-    return _unfitted(_conv_backward(piece, geometry, grad, like, kernel, (True, False, False))[0], piece.fit)
+    return _unfitted(_conv_backward(piece, geometry, grad, like, kernel, piece.fit, (True, False, False))[0], piece.fit)
 
 
 def _transposed(kernel: Tensor, groups: int) -> Tensor:
@@ -212,8 +227,9 @@ def weight_grad(grad_output: Tensor, input: Tensor, geometry: Geometry) -> Tenso
                 piece,
                 geometry,
                 piece.of_output(grad_output, 1),
-                _fitted(piece.of_input(input, geometry.groups), piece.fit),
+                _fitted(piece.of_input(input, geometry.groups), piece.weight_fit),
                 input.new_empty((piece.channels, group_channels, *piece.extent)),
+                piece.weight_fit,
                 (False, True, False),
             )[1].squeeze(piece.view + 2)
         parts.append(part)
@@ -221,14 +237,14 @@ def weight_grad(grad_output: Tensor, input: Tensor, geometry: Geometry) -> Tenso
     return result.contiguous()
 
 
-def _conv_backward(piece: _Piece, geometry: Geometry, grad, input, kernel, mask):
+def _conv_backward(piece: _Piece, geometry: Geometry, grad, input, kernel, fit: _Fit, mask):
     return torch.ops.aten.convolution_backward(
         grad,
         input,
         kernel,
         None,
         geometry.stride,
-        piece.fit.padding,
+        fit.padding,
         piece.dilation,
         False,
         (0, 0, 0),
