@@ -1,0 +1,45 @@
+"""The memory format that the matrix kernels read: channels-last rows, aligned to 16 bytes.
+
+The rule: a tensor whose channels are contiguous and whose other strides and address are multiples
+of 16 bytes is read where it lies (slices included). Any other is copied once into that format. A
+direct gather of 16-bit values from a contiguous ``(N, C, D, H, W)`` tensor would load two bytes at
+a time and could not be pipelined; the copy reads and writes each value once, a ``k x k`` kernel
+reads it ``k * k`` times.
+"""
+
+from __future__ import annotations
+
+import torch
+
+VECTOR_BYTES = 16
+
+
+def unit(dtype: torch.dtype) -> int:
+    """Elements in a 16-byte vector: the grain of every offset in the matrix kernels."""
+    return VECTOR_BYTES // dtype.itemsize
+
+
+def strides(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Strides with those of axes of size one, which mean nothing, set to zero."""
+    return tuple(stride if size > 1 else 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def is_channels_last(tensor: torch.Tensor, groups: int = 1) -> bool:
+    """Whether a tensor is read where it lies; ``groups`` as in :func:`channels_last`."""
+    vector = unit(tensor.dtype)
+    batch, _, *spatial = strides(tensor)
+    aligned = not any(stride % vector for stride in (batch, *spatial)) and tensor.data_ptr() % VECTOR_BYTES == 0
+    return aligned and tensor.shape[1] // groups % vector == 0 and tensor.stride(1) == 1
+
+
+def channels_last(tensor: torch.Tensor, groups: int = 1) -> torch.Tensor:
+    """``(N, C, D, H, W)`` in the format above, with each group's channels padded to whole vectors by zeros."""
+    if is_channels_last(tensor, groups):
+        return tensor
+    channels = tensor.shape[1] // groups
+    padding = -channels % unit(tensor.dtype)
+    shape = (tensor.shape[0], *tensor.shape[2:], groups, channels + padding)
+    rows = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+    rows[..., :channels] = tensor.permute(0, 2, 3, 4, 1).unflatten(-1, (groups, channels))
+    rows[..., channels:] = 0
+    return rows.flatten(-2).permute(0, 4, 1, 2, 3)

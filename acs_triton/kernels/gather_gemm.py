@@ -1,0 +1,360 @@
+"""Gather GEMM: the convolution and its input gradient, all views in one launch.
+
+Implicit matrix multiplication: rows are positions, columns output channels, and the depth runs
+over taps and input channels. A tile of columns belongs to one view, so that the concatenation of
+the views is nothing but where a tile writes. What is gathered is said by the tables of
+:mod:`acs_triton.kernels.gather_tables`; the input gradient is the same kernel with other tables,
+one accumulator for the three views.
+
+Non-finite values: in the input gradient, channels next to a view's bound may meet zero weights of
+the neighbouring view, so an infinite or NaN output gradient can also make input gradients NaN that
+only the other view's taps connect it to. Results of finite operands are not affected.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..geometry import Geometry
+from ..layout import memory_format
+from . import autotune, device, gather_tables, tiles
+from .channels_last import channels_last, strides, unit
+
+JOB_FIELDS = tl.constexpr(gather_tables.JOB_FIELDS)
+AXIS_FIELDS = tl.constexpr(gather_tables.AXIS_FIELDS)
+
+MAX_INDEX = 2**31 - 1
+"""Largest row number, input offset in vectors, and program number of one launch."""
+
+
+@triton.jit
+def _axis_entries(p_axis, index):
+    """Table entries of indices along one axis: input offset, validity bits that are off, output offset, 0."""
+    return tl.load(p_axis + (index * AXIS_FIELDS)[:, None] + tl.arange(0, AXIS_FIELDS)[None, :])
+
+
+# Sizes are no constants and not specialised on: one binary serves every volume.
+@triton.jit(
+    do_not_specialize=["jobs", "samples", "w_rows", "x_sample", "y_positions", "y_channels"],
+    do_not_specialize_on_alignment=["p_bias", "p_jobs", "p_axes", "p_steps"],
+)
+def gather_gemm_kernel(
+    p_x,  # input, channels-last; offsets count vectors of UNIT channels
+    p_w,  # packed weights (steps, w_rows, BK)
+    p_bias,  # (columns,), or None
+    p_y,
+    p_jobs,
+    p_axes,
+    p_steps,
+    jobs,
+    samples,
+    w_rows,
+    x_sample,
+    y_positions,
+    y_channels,
+    UNIT: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    Y_UNIT: tl.constexpr,  # channels-last output: its channels and columns are multiples of this; 0: channels not last
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
+):
+    program = tl.program_id(0)
+    p_job = p_jobs + (program % jobs) * JOB_FIELDS
+    first = (program // jobs) * BM
+    size_d = tl.load(p_job)
+    size_h = tl.load(p_job + 1)
+    size_w = tl.load(p_job + 2)
+    rows = samples * size_d * size_h * size_w
+    if first >= rows:
+        return
+
+    # Rows past the end repeat the last one; they are read, and not written.
+    row = first + tl.arange(0, BM)
+    m_row = row < rows
+    row = tl.minimum(row, rows - 1)
+    w = row % size_w
+    row = row // size_w
+    h = row % size_h
+    row = row // size_h
+    d = row % size_d
+    sample = row // size_d
+    p_axis = p_axes + tl.load(p_job + 3)
+    # One sum of loads, split at the end: what a compiler could compute again from the row number, it
+    # would compute again, divisions included, for each layout that the row's values are needed in.
+    field = tl.arange(0, AXIS_FIELDS)
+    entry = sample[:, None] * tl.where(field == 0, x_sample, tl.where(field == 2, y_positions, 0))[None, :]
+    entry += _axis_entries(p_axis, d)
+    entry += _axis_entries(p_axis + size_d * AXIS_FIELDS, h)
+    entry += _axis_entries(p_axis + (size_d + size_h) * AXIS_FIELDS, w)
+    offsets, rest = tl.split(tl.reshape(entry, (BM, 2, AXIS_FIELDS // 2)))
+    o_x, y_row = tl.split(offsets)
+    off, rest = tl.split(rest)
+
+    k = tl.arange(0, BK)
+    tail = tl.where(k < tl.load(p_job + 10) * UNIT, 0, 1 << 28)
+    tail |= tl.where(k < tl.load(p_job + 11) * UNIT, 0, 1 << 29)
+    tail |= tl.where(k < tl.load(p_job + 12) * UNIT, 0, 1 << 30)
+    # Rows and channels meet before the loop, which then neither converts layouts nor tests them apart.
+    off = off[:, None] | tail[None, :]
+    o_x = o_x[:, None] + (k // UNIT)[None, :]
+
+    p_step = p_steps + tl.load(p_job + 4)
+    steps = tl.load(p_job + 5)
+    o_n = tl.arange(0, BN)
+    p_w += (tl.load(p_job + 6).to(tl.int64) * w_rows + tl.load(p_job + 7)) * BK
+    p_w += o_n[None, :] * BK + k[:, None]
+    w_step = w_rows.to(tl.int64) * BK
+    acc = tl.zeros((BM, BN), ACCUMULATOR)
+    entry = tl.load(p_step)
+    for _ in range(steps):
+        offset, need = entry.to(tl.int32), (entry >> 32).to(tl.int32)
+        o_tile = (o_x + offset).to(tl.int64) * UNIT + (k % UNIT)[None, :]
+        b_x = tl.load(p_x + o_tile, mask=(off & need) == 0, other=0.0)
+        b_w = tl.load(p_w)
+        p_step += 1
+        entry = tl.load(p_step)
+        p_w += w_step
+        if UPCAST:
+            b_x = b_x.to(tl.float32)
+            b_w = b_w.to(tl.float32)
+        acc = tl.dot(b_x, b_w, acc, input_precision=PRECISION, out_dtype=ACCUMULATOR)
+
+    columns = tl.load(p_job + 9)
+    m_n = o_n < columns
+    column = tl.load(p_job + 8)
+    if p_bias is not None:
+        acc += tl.load(p_bias + column + o_n, mask=m_n, other=0.0).to(ACCUMULATOR)[None, :]
+    b_y = acc.to(p_y.dtype.element_ty)
+    if Y_UNIT > 0:
+        # 64 bits up to the tile's first row and column, 32 bits from there.
+        y_first = tl.min(y_row, axis=0)
+        p_y += y_first.to(tl.int64) * (y_channels // Y_UNIT) * Y_UNIT + tl.multiple_of(column, Y_UNIT)
+        p_y += ((y_row - y_first) * (y_channels // Y_UNIT) * Y_UNIT)[:, None]
+        if Y_UNIT == 1 and BM * BN > 4096:
+            # Value by value: the two halves of the columns share their addresses, or registers would not suffice.
+            o_n = tl.arange(0, BN // 2)
+            left, right = tl.split(tl.permute(tl.reshape(b_y, (BM, 2, BN // 2)), (0, 2, 1)))
+            p_y += o_n[None, :]
+            tl.store(p_y, left, mask=m_row[:, None] & (o_n < columns)[None, :])
+            tl.store(p_y + BN // 2, right, mask=m_row[:, None] & (o_n < columns - BN // 2)[None, :])
+        else:
+            tl.store(p_y + o_n[None, :], b_y, mask=m_row[:, None] & m_n[None, :])
+    else:
+        # Transposed, so that neighbouring threads write neighbouring positions.
+        sample = (y_row // y_positions).to(tl.int64)
+        p_y += (sample * (y_channels - 1) * y_positions + y_row)[None, :]
+        p_y += (column + o_n).to(tl.int64)[:, None] * y_positions
+        tl.store(p_y, tl.trans(b_y), mask=m_n[:, None] & m_row[None, :])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What launches of one shape share: tables on the device, and how weights are packed.
+
+    Attributes:
+        jobs, axes: tables, int32.
+        steps: table, int64.
+        job_count: number of jobs.
+        rows: largest number of rows of a job and sample.
+        aligned: every tile of columns starts and ends at a whole vector.
+        places: ``(O,)``, where each output channel goes in the packed weights.
+        packed_rows: rows of the packed weights.
+        blocks: blocks of ``bk`` channels at each tap (input gradient: in a channel group).
+        gather: the blocks that the input gradient's steps multiply: group, tap, block.
+    """
+
+    jobs: Tensor
+    axes: Tensor
+    steps: Tensor
+    job_count: int
+    rows: int
+    aligned: bool
+    places: Tensor
+    packed_rows: int
+    blocks: int
+    gather: tuple[Tensor, ...] = ()
+
+
+def _table(values, where: torch.device, dtype: torch.dtype = torch.int32) -> Tensor:
+    return torch.tensor(values, dtype=dtype).to(where)
+
+
+def _plan(tables: gather_tables.Tables, vector: int, where: torch.device, places: list[int], **fields) -> Plan:
+    columns = [
+        tables.jobs[job + field] for job in range(0, len(tables.jobs), gather_tables.JOB_FIELDS) for field in (8, 9)
+    ]
+    return Plan(
+        jobs=_table(tables.jobs, where),
+        axes=_table(tables.axes, where),
+        steps=_table(tables.steps, where, torch.int64),
+        job_count=tables.job_count,
+        rows=tables.rows,
+        aligned=not any(column % vector for column in columns),
+        places=_table(places, where, torch.int64),
+        **fields,
+    )
+
+
+@lru_cache(maxsize=512)
+def _forward_plan(geometry, in_channels, out_channels, tile, x_strides, vector, where) -> Plan:
+    tables = gather_tables.forward(geometry, in_channels, out_channels, tile.bn, tile.bk, x_strides, vector)
+    places, rows = gather_tables.packed_rows(geometry, out_channels, tile.bn)
+    blocks = -(-in_channels // geometry.groups // tile.bk)
+    return _plan(tables, vector, where, places, packed_rows=rows, blocks=blocks)
+
+
+@lru_cache(maxsize=512)
+def _input_grad_plan(geometry, in_channels, out_channels, tile, grad_strides, vector, where) -> Plan:
+    tables = gather_tables.input_grad(geometry, in_channels, out_channels, tile.bn, tile.bk, grad_strides, vector)
+    places, blocks = gather_tables.packed_channels(geometry, out_channels, tile.bk, vector)
+    rows = -(-in_channels // geometry.groups // tile.bn) * tile.bn
+    gather = tuple(_table(index, where, torch.int64) for index in zip(*tables.packed_steps, strict=True))
+    return _plan(tables, vector, where, places, packed_rows=rows, blocks=blocks, gather=gather)
+
+
+def _pack_forward(weight: Tensor, plan: Plan, bk: int) -> Tensor:
+    """Weights as ``(taps, blocks, rows, bk)``: a tile's block is one run of memory, padded with zeros."""
+    _, channels, ku, kv = weight.shape
+    source = F.pad(weight.flatten(2), (0, 0, 0, plan.blocks * bk - channels)).unflatten(1, (plan.blocks, bk))
+    packed = weight.new_zeros(ku * kv, plan.blocks, plan.packed_rows, bk)
+    packed.permute(2, 1, 3, 0).index_copy_(0, plan.places, source)
+    return packed
+
+
+def _pack_input_grad(weight: Tensor, plan: Plan, bk: int, groups: int) -> Tensor:
+    """Weights as ``(steps, rows, bk)``: rows are input channels, the depth output channels."""
+    channels = weight.shape[1]
+    source = weight.flatten(2)
+    wide = weight.new_zeros(groups * plan.blocks * bk, plan.packed_rows, source.shape[2])
+    wide[:, :channels].index_copy_(0, plan.places, source)
+    blocks = wide.unflatten(0, (groups, plan.blocks, bk)).permute(0, 4, 1, 3, 2)
+    return blocks[plan.gather].contiguous() if plan.gather else weight.new_zeros(1, plan.packed_rows, bk)
+
+
+def _launch(x: Tensor, packed: Tensor, bias: Tensor | None, y: Tensor, plan: Plan, tile: tiles.GemmTile) -> None:
+    vector = unit(x.dtype)
+    last = memory_format(y) == torch.channels_last_3d
+    y_unit = 0 if not last else vector if plan.aligned and y.shape[1] % vector == 0 else 1
+    x_sample = strides(x)[0] // vector
+    # Row numbers, input offsets and programs are 32-bit; a batch beyond that is computed in parts.
+    programs = triton.cdiv(plan.rows, tile.bm) * plan.job_count
+    part = max(1, MAX_INDEX // max(2 * plan.rows, x_sample, programs))
+    for first in range(0, x.shape[0], part):
+        samples = min(part, x.shape[0] - first)
+        grid = (triton.cdiv(samples * plan.rows, tile.bm) * plan.job_count,)
+        gather_gemm_kernel[grid](
+            x[first:],
+            packed,
+            bias,
+            y[first:],
+            plan.jobs,
+            plan.axes,
+            plan.steps,
+            plan.job_count,
+            samples,
+            plan.packed_rows,
+            x_sample,
+            math.prod(y.shape[2:]),
+            y.shape[1],
+            UNIT=vector,
+            BM=tile.bm,
+            BN=tile.bn,
+            BK=tile.bk,
+            Y_UNIT=y_unit,
+            PRECISION=device.dot_precision(x.dtype),
+            UPCAST=device.upcast(x.dtype),
+            ACCUMULATOR=tl.float64 if x.dtype == torch.float64 else tl.float32,
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+            **_options(tile),
+        )
+
+
+def _options(tile: tiles.GemmTile) -> dict[str, int]:
+    """For tiles with many accumulators: all registers, where ptxas would spill some for more programs at a time."""
+    large = tile.bm * tile.bn >= 8192 and device.current().backend == "cuda"
+    return {"maxnreg": 255} if large else {}
+
+
+def _tile(columns: list[int], depths: list[int], dtype: torch.dtype) -> tiles.GemmTile:
+    return tiles.gemm_tile(columns, depths, dtype.itemsize, device.exact(dtype), device.current().shared_memory)
+
+
+def conv_tile(in_channels: int, out_channels: int, dtype: torch.dtype, geometry: Geometry) -> tiles.GemmTile:
+    """The heuristic's tile for :func:`conv`."""
+    columns = [region.end - region.first for region in gather_tables.regions(geometry, out_channels)]
+    return _tile(columns, [in_channels // geometry.groups], dtype)
+
+
+def input_grad_tile(in_channels: int, out_channels: int, dtype: torch.dtype, geometry: Geometry) -> tiles.GemmTile:
+    """The heuristic's tile for :func:`input_grad`."""
+    depths = [region.end - region.first for region in gather_tables.regions(geometry, out_channels)]
+    return _tile([in_channels // geometry.groups] * geometry.groups, depths, dtype)
+
+
+def _tuned(default, primitive: str, run, result: Tensor, weight: Tensor, geometry: Geometry):
+    if not autotune.enabled():
+        return default
+    kernel = tuple(weight.shape[2:])
+    facts = {"primitive": primitive, "dtype": result.dtype, "kernel": kernel, "stride": geometry.stride}
+    sizes = {"positions": result.numel() // result.shape[1], "out": weight.shape[0], "in": weight.shape[1]}
+    candidates = tiles.gemm_tiles(result.dtype.itemsize, device.exact(result.dtype), device.current().shared_memory)
+    return autotune.choose(gather_gemm_kernel, sizes, facts, default, candidates, run, result)
+
+
+def conv(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """``(N, C, D, H, W)`` and ``(O, C/groups, ku, kv)`` to ``(N, O, *geometry.output_size)``.
+
+    The result has the input's dtype and memory format; sums and bias are float32 (float64 for float64).
+    """
+    shape = (input.shape[0], weight.shape[0], *geometry.output_size)
+    y = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
+    if y.numel() == 0:
+        return y
+    x = channels_last(input, geometry.groups)
+
+    def run(tile):
+        vector = unit(x.dtype)
+        x_strides = tuple(stride // vector for stride in strides(x)[2:])
+        plan = _forward_plan(geometry, x.shape[1], weight.shape[0], tile, x_strides, vector, x.device)
+        _launch(x, _pack_forward(weight, plan, tile.bk), bias, y, plan, tile)
+
+    with device.of(x):
+        default = conv_tile(input.shape[1], weight.shape[0], input.dtype, geometry)
+        run(_tuned(default, "conv", run, y, weight, geometry))
+    return y
+
+
+def input_grad(grad_output: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """``(N, O, *geometry.output_size)`` and ``(O, C/groups, ku, kv)`` to ``(N, C, *geometry.input_size)``.
+
+    The result has the gradient's dtype and memory format.
+    """
+    channels = weight.shape[1] * geometry.groups
+    shape = (grad_output.shape[0], channels, *geometry.input_size)
+    y = torch.empty(shape, dtype=grad_output.dtype, device=grad_output.device, memory_format=memory_format(grad_output))
+    if y.numel() == 0:
+        return y
+    g = channels_last(grad_output)
+
+    def run(tile):
+        vector = unit(g.dtype)
+        g_strides = tuple(stride // vector for stride in strides(g)[2:])
+        plan = _input_grad_plan(geometry, channels, weight.shape[0], tile, g_strides, vector, g.device)
+        _launch(g, _pack_input_grad(weight, plan, tile.bk, geometry.groups), None, y, plan, tile)
+
+    with device.of(g):
+        default = input_grad_tile(channels, weight.shape[0], grad_output.dtype, geometry)
+        run(_tuned(default, "input_grad", run, y, weight, geometry))
+    return y

@@ -1,0 +1,39 @@
+"""What the direct kernels share: the accumulator, the width of offsets, and the sum of partial results."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which sums are kept."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def needs_int64(*tensors: torch.Tensor) -> bool:
+    """Whether an offset within one sample of ``(N, C, D, H, W)`` reaches 2**31."""
+    return any(
+        sum((size - 1) * stride for size, stride in zip(t.shape[1:], t.stride()[1:], strict=True)) >= 2**31
+        for t in tensors
+    )
+
+
+def sum_partials(partials: torch.Tensor, out: torch.Tensor) -> None:
+    """``out = partials.sum(0)``, rounded once, always in the same order. Both contiguous."""
+    # Sixteen cuts at a time: there are few elements and many cuts, and one by one would wait for each load.
+    sum_partials_kernel[(triton.cdiv(out.numel(), 64),)](
+        partials, out, out.numel(), partials.shape[0], CUTS=16, ELEMENTS=64
+    )
+
+
+@triton.jit(do_not_specialize=["elements", "cuts"])
+def sum_partials_kernel(p_partial, p_out, elements, cuts, CUTS: tl.constexpr, ELEMENTS: tl.constexpr):
+    e = tl.program_id(0) * ELEMENTS + tl.arange(0, ELEMENTS)
+    acc = tl.zeros([CUTS, ELEMENTS], p_partial.dtype.element_ty)
+    for first in range(0, cuts, CUTS):
+        cut = first + tl.arange(0, CUTS)
+        mask = (cut < cuts)[:, None] & (e < elements)[None, :]
+        acc += tl.load(p_partial + cut[:, None] * elements + e[None, :], mask=mask, other=0.0)
+    tl.store(p_out + e, tl.sum(acc, 0).to(p_out.dtype.element_ty), mask=e < elements)

@@ -1,0 +1,168 @@
+"""Tiles of the matrix kernels, chosen from shapes and the device's limits. Plain Python.
+
+No looped kernel gets more than four warps: Triton has compiled such loops into wrong code at eight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from math import prod
+
+WARPS = 4
+
+MAX_WORKSPACE = 48 << 20
+"""Bytes of partial sums that the weight gradient may ask for."""
+
+LEAST_STEPS = 8
+"""Steps that make the start and the end of a program of the weight gradient worth while."""
+
+
+@dataclass(frozen=True)
+class GemmTile:
+    """Rows (positions), columns (channels written) and depth (channels read) of a tile."""
+
+    bm: int
+    bn: int
+    bk: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class WeightTile:
+    """Input channels, output channels and depth (positions) of a tile; ``taps`` tiles share a program."""
+
+    bc: int
+    bo: int
+    bk: int
+    taps: int
+    num_warps: int
+    num_stages: int
+
+
+COLUMN_OVERHEAD = 32
+"""Cost of reading the gathered rows once, in columns of a tile."""
+
+WIDE = 512
+"""Columns from which on a layer gets the smaller number of rows."""
+
+STEP_OVERHEAD = 16
+"""Cost of a step that does not depend on its depth, in channels."""
+
+
+def _ceil(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+def _cheapest(widths: Sequence[int], sizes: Sequence[int], overhead: int) -> int:
+    """Tile size that covers runs of these widths at the least cost; the larger of equals."""
+    return min(sizes, key=lambda size: (sum(_ceil(w, size) // size * (size + overhead) for w in widths), -size))
+
+
+def _rows(itemsize: int, exact: bool) -> tuple[int, ...]:
+    return (64,) if exact or itemsize == 8 else (64, 128)
+
+
+def _columns(itemsize: int, exact: bool) -> tuple[int, ...]:
+    return (16, 32, 64) if exact or itemsize == 8 else (16, 32, 64, 128)
+
+
+def _depths(itemsize: int, exact: bool) -> tuple[int, ...]:
+    return (16,) if exact or itemsize == 8 else (16, 32) if itemsize == 4 else (32, 64)
+
+
+def _stages(tile_bytes: int, shared_memory: int) -> int:
+    """As many as let two programs share a multiprocessor, from two to four."""
+    return max(2, min(4, shared_memory // 2 // tile_bytes))
+
+
+def gemm_tile(
+    columns: Sequence[int], depths: Sequence[int], itemsize: int, exact: bool, shared_memory: int
+) -> GemmTile:
+    """Tile of the gather GEMM. It does not depend on the volume, so that another size compiles nothing.
+
+    Args:
+        columns: channels that each run of columns (a view, or a channel group) writes.
+        depths: channels that each run of channels read at one tap has.
+        itemsize: bytes of an element.
+        exact: products are not made by matrix instructions (float32 without tf32).
+        shared_memory: bytes that a program may use.
+    """
+    bk = _cheapest(depths, _depths(itemsize, exact), STEP_OVERHEAD)
+    bn = _cheapest(columns, _columns(itemsize, exact), COLUMN_OVERHEAD)
+    # 128 accumulators a thread would leave too few registers for the loop. Wide layers have few
+    # positions in the networks we know, and need the more programs.
+    tall = bn <= 64 and sum(columns) < WIDE
+    bm = 128 if tall and 128 in _rows(itemsize, exact) else 64
+    return GemmTile(bm, bn, bk, WARPS, _stages((bm + bn) * bk * itemsize, shared_memory))
+
+
+def weight_tile(
+    group_in: int, columns: Sequence[int], taps: int, itemsize: int, exact: bool, shared_memory: int
+) -> WeightTile:
+    """Tile of the weight gradient.
+
+    Args:
+        group_in: input channels of a group.
+        columns: output channels of each run of one view and group.
+        taps: of a kernel row.
+        itemsize, exact, shared_memory: as in :func:`gemm_tile`.
+    """
+    bo = _cheapest(columns, (16, 32), COLUMN_OVERHEAD)
+    # 64 rows take Hopper's wgmma, which reads 32-bit operands along the depth only; theirs lie along the channels.
+    bc = 64 if group_in > 32 and itemsize == 2 else 32
+    bk = 64 if itemsize == 2 else 32
+    if exact or itemsize == 8:
+        bc, bk = 32, 16
+    shared = 3 if taps > 1 else 1
+    return WeightTile(bc, bo, bk, shared, WARPS, _stages((shared * bc + bo) * bk * itemsize, shared_memory))
+
+
+@lru_cache(maxsize=4096)
+def box(size: Sequence[int], positions: int) -> tuple[int, ...]:
+    """Extents, powers of two with the product ``positions``, of the boxes that cover ``size`` with the least waste.
+
+    ``size`` is ``(N, D, H, W)``; boxes hold a divisor of ``N``. Of equals, the one with the longest runs of memory.
+    """
+    best = None
+    for log_w, log_h, log_d in product(range(positions.bit_length()), repeat=3):
+        rest = positions.bit_length() - 1 - log_w - log_h - log_d
+        if rest >= 0 and size[0] % (1 << rest) == 0:
+            extents = (1 << rest, 1 << log_d, 1 << log_h, 1 << log_w)
+            cost = prod(-(-n // extent) for n, extent in zip(size, extents, strict=True))
+            candidate = cost, tuple(-extent for extent in reversed(extents))
+            best = candidate if best is None else min(best, candidate)
+    return tuple(-extent for extent in reversed(best[1]))
+
+
+def steps_per_split(jobs: int, steps: int, most: int, multiprocessors: int) -> int:
+    """Steps that a program of the weight gradient makes: four waves of programs, ``most`` splits at most."""
+    splits = max(1, min(4 * multiprocessors // jobs, most, steps // LEAST_STEPS))
+    return -(-steps // splits)
+
+
+def gemm_tiles(itemsize: int, exact: bool, shared_memory: int) -> list[GemmTile]:
+    """Every tile that :func:`gemm_tile` can choose for a dtype and device."""
+    return [
+        GemmTile(bm, bn, bk, WARPS, _stages((bm + bn) * bk * itemsize, shared_memory))
+        for bm in _rows(itemsize, exact)
+        for bn in _columns(itemsize, exact)
+        for bk in _depths(itemsize, exact)
+        if (bm, bn) != (128, 128)
+    ]
+
+
+def weight_tiles(itemsize: int, exact: bool, shared_memory: int) -> list[WeightTile]:
+    """Every tile that :func:`weight_tile` can choose for a dtype and device."""
+    return sorted(
+        {
+            weight_tile(group_in, [columns], taps, itemsize, exact, shared_memory)
+            for group_in in (32, 64)
+            for columns in (16, 32)
+            for taps in (1, 3)
+        },
+        key=lambda tile: (tile.bc, tile.bo, tile.bk, tile.taps),
+    )

@@ -1,0 +1,105 @@
+import itertools
+import math
+
+import pytest
+
+from acs_triton.geometry import default_split
+from acs_triton.kernels import tiles
+
+SHARED_MEMORY = {"sm_80": 166912, "sm_86": 101376, "sm_90": 232448, "gfx942": 65536}
+
+
+def tile(columns, depths, itemsize=2, exact=False, arch="sm_80"):
+    return tiles.gemm_tile(columns, depths, itemsize, exact, SHARED_MEMORY[arch])
+
+
+@pytest.mark.parametrize(
+    ("out_channels", "bm", "bn"),
+    [
+        (16, 128, 16),
+        (24, 128, 16),
+        (48, 128, 16),
+        (64, 128, 32),
+        (96, 128, 32),
+        (128, 128, 64),
+        (192, 128, 64),
+        (256, 64, 128),
+        (384, 64, 128),
+        (512, 64, 64),
+    ],
+)
+def test_columns_follow_the_split(out_channels, bm, bn):
+    """A view has a third of the channels: 64 columns would be two thirds empty at 64 channels."""
+    chosen = tile(default_split(out_channels), [64])
+    assert (chosen.bm, chosen.bn) == (bm, bn)
+
+
+@pytest.mark.parametrize(("channels", "bk"), [(16, 32), (32, 32), (64, 64), (96, 32), (128, 64), (256, 64), (22, 32)])
+def test_depth_follows_the_channels(channels, bk):
+    assert tile([64], [channels]).bk == bk
+
+
+def test_stages_follow_shared_memory():
+    assert tile([64], [64], arch="sm_90").num_stages > tile([64], [64], arch="gfx942").num_stages
+
+
+def arguments():
+    return itertools.product(
+        ([5], [22, 21, 21], [43, 43, 42], [64], [171, 171, 170], [256]),
+        ([8], [22, 21, 21], [64], [96], [512]),
+        ((2, False), (4, False), (4, True), (8, False)),
+        SHARED_MEMORY.values(),
+    )
+
+
+def test_every_choice_is_listed():
+    """Compile tests go by these lists."""
+    for columns, depths, (itemsize, exact), shared in arguments():
+        chosen = tiles.gemm_tile(columns, depths, itemsize, exact, shared)
+        assert chosen in tiles.gemm_tiles(itemsize, exact, shared)
+        weight = tiles.weight_tile(depths[0], columns, 9, itemsize, exact, shared)
+        assert weight in tiles.weight_tiles(itemsize, exact, shared)
+
+
+@pytest.mark.parametrize("arch", SHARED_MEMORY)
+@pytest.mark.parametrize(("itemsize", "exact"), [(2, False), (4, False), (4, True)])
+def test_every_tile_fits(arch, itemsize, exact):
+    shared = SHARED_MEMORY[arch]
+    for t in tiles.gemm_tiles(itemsize, exact, shared):
+        assert t.num_warps <= 4
+        assert (t.bm + t.bn) * t.bk * itemsize * t.num_stages <= shared
+    for t in tiles.weight_tiles(itemsize, exact, shared):
+        assert t.num_warps <= 4
+        assert (t.taps * t.bc + t.bo) * t.bk * itemsize * t.num_stages <= shared
+
+
+@pytest.mark.parametrize(
+    ("size", "box"),
+    [
+        ((1, 32, 32, 32), (1, 1, 2, 32)),
+        ((2, 7, 7, 7), (1, 1, 8, 8)),
+        ((32, 2, 2, 2), (8, 2, 2, 2)),
+        ((3, 2, 2, 2), (1, 2, 2, 16)),
+        ((1, 1, 1, 5), (1, 1, 1, 64)),
+        ((64, 1, 1, 1), (64, 1, 1, 1)),
+    ],
+)
+def test_box(size, box):
+    assert tiles.box(size, 64) == box
+
+
+def test_boxes_waste_nothing_where_they_fit():
+    for size in itertools.product((1, 2, 8), (4, 16), (4, 8), (4, 32)):
+        box = tiles.box(size, 64)
+        assert math.prod(box) == 64
+        assert size[0] % box[0] == 0
+        assert all(n % b == 0 for n, b in zip(size, box, strict=True))
+
+
+@pytest.mark.parametrize(("jobs", "steps", "most"), [(1, 1, 10), (18, 5000, 50), (1000, 5000, 50), (18, 5000, 3)])
+def test_splits(jobs, steps, most):
+    per_split = tiles.steps_per_split(jobs, steps, most, 108)
+    splits = -(-steps // per_split)
+    assert splits <= max(1, most)
+    assert splits * jobs <= max(jobs, 4 * 108)
+    assert (splits - 1) * per_split < steps, "no program is without steps"
