@@ -141,6 +141,7 @@ def weight_grad(grad_output, input, geometry: Geometry):
             CHANNELS_LAST=channels_last,
             INT64=needs_int64(grad_output, input),
             num_warps=tile.num_warps,
+            **device.all_registers(),
         )
         sum_partials(partials, grad_weight)
     return grad_weight
@@ -283,11 +284,9 @@ def _axis_strides(u, s_d, s_h, s_w, VECTOR: tl.constexpr, INT64: tl.constexpr):
 
 @triton.jit
 def _channel_offsets(c, s_c, CHANNELS_LAST: tl.constexpr, INT64: tl.constexpr):
-    if CHANNELS_LAST:
-        return c
     if INT64:
-        return c.to(tl.int64) * s_c
-    return c * s_c
+        c = c.to(tl.int64)
+    return c if CHANNELS_LAST else c * s_c
 
 
 @triton.jit(do_not_specialize=[*_CONV_SIZES, *_STRIDES[:10]])

@@ -124,3 +124,8 @@ def exact(dtype: torch.dtype) -> bool:
 def upcast(dtype: torch.dtype) -> bool:
     """Whether dot operands are widened to float32: the interpreter multiplies the bit patterns of bfloat16."""
     return INTERPRETED and dtype == torch.bfloat16
+
+
+def all_registers() -> dict[str, int]:
+    """Launch option for kernels with many accumulators: ptxas would spill some for more programs at a time."""
+    return {"maxnreg": 255} if current().backend == "cuda" else {}

@@ -277,14 +277,8 @@ def _launch(x: Tensor, packed: Tensor, bias: Tensor | None, y: Tensor, plan: Pla
             ACCUMULATOR=tl.float64 if x.dtype == torch.float64 else tl.float32,
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
-            **_options(tile),
+            **(device.all_registers() if tile.bm * tile.bn >= 8192 else {}),
         )
-
-
-def _options(tile: tiles.GemmTile) -> dict[str, int]:
-    """For tiles with many accumulators: all registers, where ptxas would spill some for more programs at a time."""
-    large = tile.bm * tile.bn >= 8192 and device.current().backend == "cuda"
-    return {"maxnreg": 255} if large else {}
 
 
 def _tile(columns: list[int], depths: list[int], dtype: torch.dtype) -> tiles.GemmTile:

@@ -226,7 +226,7 @@ def _rows(
 @triton.jit
 def _offset(d, h, w, s_d, s_h, s_w, INT64: tl.constexpr):
     if INT64:
-        return d.to(tl.int64) * s_d + h.to(tl.int64) * s_h + w.to(tl.int64) * s_w
+        d, h, w = d.to(tl.int64), h.to(tl.int64), w.to(tl.int64)
     return d * s_d + h * s_h + w * s_w
 
 

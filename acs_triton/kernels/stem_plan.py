@@ -45,9 +45,8 @@ def conv_tile(widest: int, itemsize: int) -> Tile:
 
 
 def weight_grad_tile(widest: int, itemsize: int) -> Tile:
-    """Tile of the weight gradient; arguments as for :func:`conv_tile`."""
-    columns = 16 if widest <= 16 else 32 if widest <= 32 else 64
-    return Tile(64 if itemsize <= 2 else 32, columns, 64)
+    """Tile of the weight gradient; arguments as for :func:`conv_tile`. Twice the positions or columns would spill."""
+    return Tile(32, 16 if widest <= 16 else 32, 64)
 
 
 def all_tiles(kernel: str, itemsize: int) -> tuple[Tile, ...]:
