@@ -161,20 +161,8 @@ class ACSConv(_ACSConvNd):
         device=None,
         dtype=None,
     ):
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            aligned,
-            device,
-            dtype,
-        )
+        convolution = in_channels, out_channels, kernel_size, stride, padding, dilation, groups
+        super().__init__(*convolution, bias, padding_mode, aligned, device, dtype)
         self.acs_kernel_split = default_split(out_channels) if acs_kernel_split is None else tuple(acs_kernel_split)
         self._params(self.acs_kernel_split)
 
@@ -216,20 +204,8 @@ class SoftACSConv(_ACSConvNd):
         device=None,
         dtype=None,
     ):
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            aligned,
-            device,
-            dtype,
-        )
+        convolution = in_channels, out_channels, kernel_size, stride, padding, dilation, groups
+        super().__init__(*convolution, bias, padding_mode, aligned, device, dtype)
         self.mean = mean
         if not mean:
             self.soft_w_core = nn.Parameter(torch.rand(out_channels, 3, device=device, dtype=dtype))
