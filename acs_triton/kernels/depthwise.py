@@ -29,11 +29,10 @@ from .depthwise_plan import (
     conv_tile,
     input_grad_programs,
     largest_class,
-    splits,
     weight_grad_tile,
     widest,
 )
-from .partials import accumulator, needs_int64, sum_partials
+from .partials import accumulator, needs_int64, splits, sum_partials
 
 
 def suits(geometry: Geometry, in_channels: int, out_channels: int) -> bool:

@@ -26,8 +26,6 @@ FIELDS = 32
 """int32 entries a program's record takes in the table; their order is that of :func:`_record`."""
 MAX_TAPS = 49
 """Largest ``ku * kv``: the weight gradient keeps one accumulator a tap."""
-MAX_WORKSPACE = 48 << 20
-"""Bytes of fp32 partial sums that the weight gradient may ask for."""
 
 
 def next_power_of_2(n: int) -> int:
@@ -91,9 +89,12 @@ def _tile(size, window: int, channels_last: bool, rows: int, each: int) -> Tile:
     return Tile(rows, width, channels, max(1, min(4, rows * width * channels // (32 * each))))
 
 
-def all_tiles(kernel: str, taps: int, channels_last: bool) -> tuple[Tile, ...]:
-    """Every tile that ``kernel`` ("conv" or "weight_grad") can get for ``taps = ku * kv`` and a layout."""
-    arguments = product((1, 2, 5), (1, 4, 16, 32), (8, 16, 32), (1, 2))
+def all_tiles(kernel: str, taps: int, channels_last: bool, strides=(1, 2)) -> tuple[Tile, ...]:
+    """Every tile that ``kernel`` ("conv" or "weight_grad") can get for ``taps = ku * kv``, a layout and some strides.
+
+    The input gradient reads its source at stride 1, whatever the convolution's.
+    """
+    arguments = product((1, 2, 5), (1, 4, 16, 32), (8, 16, 32), strides)
     shapes = [((rows, rows, width), window, channels_last, stride) for rows, width, window, stride in arguments]
     if kernel == "conv":
         tiles = [conv_tile(*shape) for shape in shapes]
@@ -244,21 +245,3 @@ def _record(view, channels, counts, weight, source, target) -> tuple[int, ...]:
     axes = [axis[a] for axis in (*source, *target) for a in order]
     record = (u, *channels, *counts, *weight, *axes)
     return record + (0,) * (FIELDS - len(record))
-
-
-def splits(programs: int, boxes: int, outputs: int, multiprocessors: int) -> tuple[int, int]:
-    """How the weight gradient cuts its boxes: ``(boxes a program takes, number of cuts)``.
-
-    About eight programs a multiprocessor fill the device several times over; at least four
-    boxes each pay for the reduction at the end; the partial sums stay within
-    :data:`MAX_WORKSPACE`.
-
-    Args:
-        programs: records of the program table.
-        boxes: boxes of all samples.
-        outputs: elements of the weight gradient.
-        multiprocessors: of the device.
-    """
-    cuts = min(8 * multiprocessors // programs, boxes // 4, MAX_WORKSPACE // (4 * outputs))
-    each = -(-boxes // max(1, cuts))
-    return each, -(-boxes // each)

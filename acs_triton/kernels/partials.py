@@ -1,10 +1,12 @@
-"""What the direct kernels share: the accumulator, the width of offsets, and the sum of partial results."""
+"""What the direct kernels share: the accumulator, the width of offsets, and sums in two stages."""
 
 from __future__ import annotations
 
 import torch
 import triton
 import triton.language as tl
+
+from .tiles import MAX_WORKSPACE
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -18,6 +20,24 @@ def needs_int64(*tensors: torch.Tensor) -> bool:
         sum((size - 1) * stride for size, stride in zip(t.shape[1:], t.stride()[1:], strict=True)) >= 2**31
         for t in tensors
     )
+
+
+def splits(programs: int, boxes: int, outputs: int, multiprocessors: int) -> tuple[int, int]:
+    """How a weight gradient cuts its positions: ``(boxes a program takes, number of cuts)``.
+
+    About eight programs a multiprocessor fill the device several times over; at least four
+    boxes each pay for the reduction at the end; the partial sums stay within
+    :data:`~acs_triton.kernels.tiles.MAX_WORKSPACE`.
+
+    Args:
+        programs: needed for one cut.
+        boxes: of all samples.
+        outputs: elements of the weight gradient.
+        multiprocessors: of the device.
+    """
+    cuts = min(8 * multiprocessors // programs, boxes // 4, MAX_WORKSPACE // (4 * outputs))
+    each = -(-boxes // max(1, cuts))
+    return each, -(-boxes // each)
 
 
 def sum_partials(partials: torch.Tensor, out: torch.Tensor) -> None:

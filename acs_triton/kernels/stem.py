@@ -18,7 +18,7 @@ import triton.language as tl
 from ..geometry import Geometry
 from ..layout import memory_format
 from . import device
-from .partials import accumulator, needs_int64, sum_partials
+from .partials import accumulator, needs_int64, splits, sum_partials
 from .stem_plan import (
     COLUMN_FIELDS,
     MAX_CHANNELS,
@@ -29,7 +29,6 @@ from .stem_plan import (
     box,
     conv_tile,
     plan,
-    splits,
     weight_grad_tile,
     widest,
 )

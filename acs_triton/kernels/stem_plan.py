@@ -19,8 +19,6 @@ NEED_BITS = 21
 """A row keeps one bit for each tap position of each axis that reads outside the input, and one that
 is always set: pairs that only fill the depth need that one and so read zero."""
 NEVER = 1 << (NEED_BITS - 1)
-MAX_WORKSPACE = 48 << 20
-"""Bytes of fp32 partial sums that the weight gradient may ask for."""
 VIEW_FIELDS, COLUMN_FIELDS = 9, 3
 
 
@@ -112,10 +110,3 @@ def box(size, positions: int) -> tuple[tuple[int, int, int], tuple[int, int]]:
         left -= edges[axis]
     counts = tuple(-(-n // (1 << log)) for n, log in zip(size, (left, *edges), strict=True))
     return tuple(counts), tuple(edges)
-
-
-def splits(programs: int, steps: int, outputs: int, multiprocessors: int) -> tuple[int, int]:
-    """How the weight gradient cuts its positions: ``(tiles of positions a program takes, number of cuts)``."""
-    cuts = min(4 * multiprocessors // programs, steps // 8, MAX_WORKSPACE // (4 * outputs))
-    each = -(-steps // max(1, cuts))
-    return each, -(-steps // each)

@@ -5,6 +5,7 @@ import torch
 
 from acs_triton.geometry import PLANE_AXES, ConvParams, default_split
 from acs_triton.kernels import depthwise, depthwise_plan
+from acs_triton.kernels.partials import splits
 from acs_triton.layout import memory_format
 
 from . import oracle
@@ -261,7 +262,13 @@ def test_tiles():
 
 
 def test_workspace_stays_below_its_limit():
-    for programs, boxes, outputs in ((1, 10**7, 9), (40, 10**6, 4096 * 49), (3, 1, 9), (500, 100, 10**6)):
-        each, cuts = depthwise_plan.splits(programs, boxes, outputs, 200)
+    for programs, boxes, outputs in (
+        (1, 10**7, 9),
+        (40, 10**6, 4096 * 49),
+        (3, 1, 9),
+        (500, 100, 10**6),
+        (9, 10**7, 64 * 147),
+    ):
+        each, cuts = splits(programs, boxes, outputs, 200)
         assert each * cuts >= boxes > each * (cuts - 1)
         assert cuts == 1 or cuts * outputs * 4 <= 64 << 20
