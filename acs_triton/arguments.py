@@ -207,6 +207,13 @@ def check_operands(input, weight, bias, groups: int) -> None:
     check_matches_input(input, tensors)
 
 
+def checked_params(input, weight, bias, stride, padding, dilation, groups, split=None, aligned=False) -> ConvParams:
+    """The parameters of an ACS convolution, once operands and arguments have passed their checks."""
+    check_operands(input, weight, bias, groups)
+    rule = "aligned" if aligned else "acsconv"
+    return conv_params(weight.shape[2:], weight.shape[0], stride, padding, dilation, groups, split, rule)
+
+
 def check_matches_input(input, tensors) -> None:
     """Raise unless the named tensors have the input's dtype and device."""
     for name, tensor in tensors:

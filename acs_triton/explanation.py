@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import backends
-from .arguments import check_operands, conv_params
+from .arguments import checked_params
 from .layout import memory_format
 
 
@@ -31,9 +31,7 @@ def explain(
     input_grad  torch: the tensors are on the CPU
     weight_grad torch: the tensors are on the CPU
     """
-    check_operands(input, weight, bias, groups)
-    rule = "aligned" if aligned else "acsconv"
-    params = conv_params(weight.shape[2:], weight.shape[0], stride, padding, dilation, groups, split, rule)
+    params = checked_params(input, weight, bias, stride, padding, dilation, groups, split, aligned)
     input = input if input.dim() == 5 else input.unsqueeze(0)
     geometry = params.geometry(input.shape[2:])
     shape = (input.shape[0], weight.shape[0], *geometry.output_size)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import amp, autograd, backends
-from .arguments import check_operands, check_view_weight, conv_params, planar_params
+from .arguments import check_operands, check_view_weight, checked_params, planar_params
 from .dense import assemble
 from .geometry import ConvParams
 
@@ -50,9 +50,7 @@ def acs_conv3d(
         TypeError, ValueError: an argument does not fit; the message names it and what would be right.
     """
     input, weight, bias = amp.cast(input, weight, bias)
-    check_operands(input, weight, bias, groups)
-    rule = "aligned" if aligned else "acsconv"
-    params = conv_params(weight.shape[2:], weight.shape[0], stride, padding, dilation, groups, split, rule)
+    params = checked_params(input, weight, bias, stride, padding, dilation, groups, split, aligned)
     return apply(input, weight, bias, params)
 
 
@@ -76,10 +74,8 @@ def soft_acs_conv3d(
     The other arguments, the result and the errors are those of :func:`acs_conv3d`.
     """
     input, weight, view_weight, bias = amp.cast(input, weight, view_weight, bias)
-    check_operands(input, weight, bias, groups)
+    params = checked_params(input, weight, bias, stride, padding, dilation, groups, aligned=aligned)
     check_view_weight(view_weight, input, weight.shape[0])
-    rule = "aligned" if aligned else "acsconv"
-    params = conv_params(weight.shape[2:], weight.shape[0], stride, padding, dilation, groups, None, rule)
     return apply_soft(input, weight, view_weight, bias, params)
 
 

@@ -18,7 +18,7 @@ axis (axial), ``H`` as a ``v`` axis (sagittal) and ``W`` (always a ``v`` axis). 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 VIEWS = ("axial", "coronal", "sagittal")
 AXES = ("D", "H", "W")
@@ -121,7 +121,7 @@ class Geometry:
             taps[axis] = size
         return tuple(taps)
 
-    @property
+    @cached_property
     def views(self) -> tuple[tuple[int, int, int], ...]:
         """``(view, first channel, end channel)`` of every view that has output channels."""
         ranges, first = [], 0
@@ -131,13 +131,13 @@ class Geometry:
             first += count
         return tuple(ranges)
 
-    @property
+    @cached_property
     def coincident(self) -> bool:
         """Whether all views with channels read the same positions, so that one conv3d does all."""
         used = [(self.extent(view), self.start[view], self.dilation[view]) for view, _, _ in self.views]
         return all(one == used[0] for one in used)
 
-    @property
+    @cached_property
     def dense(self) -> DenseTaps | None:
         """The taps of an equivalent dense ``(k, k, k)`` kernel.
 

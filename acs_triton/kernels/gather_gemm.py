@@ -27,6 +27,7 @@ from ..geometry import Geometry
 from ..layout import memory_format
 from . import autotune, device, gather_tables, tiles
 from .channels_last import channels_last, strides, unit
+from .partials import triton_accumulator
 
 JOB_FIELDS = tl.constexpr(gather_tables.JOB_FIELDS)
 AXIS_FIELDS = tl.constexpr(gather_tables.AXIS_FIELDS)
@@ -274,7 +275,7 @@ def _launch(x: Tensor, packed: Tensor, bias: Tensor | None, y: Tensor, plan: Pla
             Y_UNIT=y_unit,
             PRECISION=device.dot_precision(x.dtype),
             UPCAST=device.upcast(x.dtype),
-            ACCUMULATOR=tl.float64 if x.dtype == torch.float64 else tl.float32,
+            ACCUMULATOR=triton_accumulator(x.dtype),
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
             **(device.all_registers() if tile.bm * tile.bn >= 8192 else {}),

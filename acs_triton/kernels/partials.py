@@ -1,4 +1,4 @@
-"""What the direct kernels share: the accumulator, the width of offsets, and sums in two stages."""
+"""What the kernels share: the accumulator, the width of offsets, and sums in two stages."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from .tiles import MAX_WORKSPACE
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which sums are kept."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def triton_accumulator(dtype: torch.dtype) -> tl.dtype:
+    """:func:`accumulator` in Triton's terms."""
+    return tl.float64 if accumulator(dtype) == torch.float64 else tl.float32
 
 
 def needs_int64(*tensors: torch.Tensor) -> bool:

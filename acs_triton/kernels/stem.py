@@ -18,7 +18,7 @@ import triton.language as tl
 from ..geometry import Geometry
 from ..layout import memory_format
 from . import device
-from .partials import accumulator, needs_int64, splits, sum_partials
+from .partials import accumulator, needs_int64, splits, sum_partials, triton_accumulator
 from .stem_plan import (
     COLUMN_FIELDS,
     MAX_CHANNELS,
@@ -86,7 +86,7 @@ def conv(input, weight, bias, geometry: Geometry):
             DEPTH=tile.depth,
             CHANNELS_LAST=memory_format(output) == torch.channels_last_3d,
             INT64=needs_int64(input, output),
-            ACCUMULATOR=_triton_accumulator(input.dtype),
+            ACCUMULATOR=triton_accumulator(input.dtype),
             UPCAST=device.upcast(input.dtype),
             PRECISION=device.dot_precision(input.dtype),
             num_warps=tile.num_warps,
@@ -140,17 +140,13 @@ def weight_grad(grad_output, input, geometry: Geometry):
             DEPTH=tile.depth,
             CHANNELS_LAST=memory_format(grad_output) == torch.channels_last_3d,
             INT64=needs_int64(grad_output, input),
-            ACCUMULATOR=_triton_accumulator(input.dtype),
+            ACCUMULATOR=triton_accumulator(input.dtype),
             UPCAST=device.upcast(input.dtype),
             PRECISION=device.dot_precision(input.dtype),
             num_warps=tile.num_warps,
         )
         sum_partials(partials, grad_weight)
     return grad_weight
-
-
-def _triton_accumulator(dtype: torch.dtype):
-    return tl.float64 if accumulator(dtype) == torch.float64 else tl.float32
 
 
 @lru_cache(maxsize=256)

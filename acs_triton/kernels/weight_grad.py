@@ -24,6 +24,7 @@ from torch import Tensor
 from ..geometry import PLANE_AXES, Geometry
 from . import autotune, device, gather_tables, tiles
 from .channels_last import channels_last, strides, unit
+from .partials import accumulator, triton_accumulator
 
 HEAD_FIELDS = tl.constexpr(13)
 TAP_FIELDS = tl.constexpr(4)
@@ -282,20 +283,20 @@ def _plan(geometry, in_channels, out_channels, tile, x_strides, vector, item_byt
 def _launch(g: Tensor, x: Tensor, out: Tensor, geometry: Geometry, tile: tiles.WeightTile) -> None:
     out_channels, channels, *kernel = out.shape
     vector, taps = unit(x.dtype), math.prod(kernel)
-    accumulator = torch.float64 if x.dtype == torch.float64 else torch.float32
+    total = accumulator(x.dtype)
     box = tiles.box((g.shape[0], *geometry.output_size), tile.bk)
     steps = math.prod(-(-n // b) for n, b in zip((g.shape[0], *geometry.output_size), box, strict=True))
     g_sample, _, *g_strides = (stride // vector for stride in strides(g))
     x_sample, _, *x_strides = (stride // vector for stride in strides(x))
     in_channels = channels * geometry.groups
-    where = tuple(x_strides), vector, accumulator.itemsize, x.device
+    where = tuple(x_strides), vector, total.itemsize, x.device
     for chunk in _plan(geometry, in_channels, out_channels, tile, *where):
         elements = (chunk.end_channel - chunk.first_channel) * taps * channels
         jobs = chunk.jobs.shape[0]
-        most = tiles.MAX_WORKSPACE // (elements * accumulator.itemsize)
+        most = tiles.MAX_WORKSPACE // (elements * total.itemsize)
         per_split = tiles.steps_per_split(jobs, steps, most, device.current().multiprocessors)
         splits = triton.cdiv(steps, per_split)
-        partial = torch.empty((splits, elements), dtype=accumulator, device=x.device)
+        partial = torch.empty((splits, elements), dtype=total, device=x.device)
         weight_grad_kernel[(jobs * splits,)](
             g,
             x,
@@ -321,7 +322,7 @@ def _launch(g: Tensor, x: Tensor, out: Tensor, geometry: Geometry, tile: tiles.W
             TAPS=tile.taps,
             PRECISION=device.dot_precision(x.dtype),
             UPCAST=device.upcast(x.dtype),
-            ACCUMULATOR=tl.float64 if x.dtype == torch.float64 else tl.float32,
+            ACCUMULATOR=triton_accumulator(x.dtype),
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
         )
