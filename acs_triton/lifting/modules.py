@@ -52,7 +52,7 @@ class _Lifted:
         tensors = tensors_in(args) + tensors_in(kwargs.values())
         rows = first_rows(tensors)
         if not torch.compiler.is_compiling():
-            if rows is None:
+            if rows is None and not _images.depth:
                 rows = recall(tensors, self._acs_lift.path)
             remember(tensors)
         if rows is not None:

@@ -16,7 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from .errors import LiftingError
 from .rows import Rows, rows_of
 
-_seen: dict[tuple, tuple[StorageWeakRef, Rows]] = {}
+_seen: dict[tuple, tuple[StorageWeakRef, Rows | None]] = {}
 _runs = WeakSet()
 
 
@@ -35,12 +35,21 @@ def _forget_freed() -> None:
 
 
 def remember(tensors: list[Tensor]) -> None:
-    """Note what a module is given, where a checkpoint may run it: without gradients, on inputs that need them."""
-    if torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors):
+    """Note what a module is given, where a checkpoint may run it again: tensors that need gradients.
+
+    Slices carry their rows; images are marked as such, or no gradient of them could be told from
+    one of slices of unknown origin while volumes are about.
+    """
+    if not any(tensor.requires_grad for tensor in tensors):
         return
-    _forget_freed()
+    reentrant = not torch.is_grad_enabled()
+    if reentrant:
+        _forget_freed()
     for tensor in tensors:
-        if (rows := rows_of(tensor)) is not None:
+        rows = rows_of(tensor)
+        if rows is None:
+            tensor._acs_image = True
+        if reentrant:
             _seen[_key(tensor)] = (StorageWeakRef(tensor.untyped_storage()), rows)
 
 
@@ -53,13 +62,15 @@ def recall(tensors: list[Tensor], path: str) -> Rows | None:
     if torch._C._current_graph_task_id() == -1:
         return None
     _forget_freed()
-    found = None
+    found, unknown = None, False
     for tensor in tensors:
-        _, rows = _seen.get(_key(tensor), (None, None))
+        storage, rows = _seen.get(_key(tensor), (None, None))
         if rows is not None:
             rows.put_on(tensor)
             found = found or rows
-    if found is None and _runs and any(tensor.dim() == 4 and tensor.requires_grad for tensor in tensors):
+        elif storage is None and not hasattr(tensor, "_acs_image"):
+            unknown = unknown or (tensor.dim() == 4 and tensor.requires_grad)
+    if found is None and _runs and unknown:
         raise LiftingError(
             f"cannot lift {path}: a checkpoint recomputes it from a tensor that it computed before calling a module; "
             f"put all that the checkpoint runs into one module"
