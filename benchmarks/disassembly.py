@@ -62,7 +62,7 @@ def inspect(binary: Binary) -> Report:
     """Disassemble and count."""
     nvidia = "cubin" in binary.files
     instructions = _parse_sass(sass(binary)) if nvidia else _parse_amdgcn(binary.files["amdgcn"].read_text())
-    registers, spilled = _nvidia_resources(binary) if nvidia else _amd_resources(binary.files["amdgcn"])
+    registers, spilled = resources(binary)
     families = Counter(filter(None, (_matrix_family(i.opcode) for i in instructions)))
     matrix = families.most_common(1)[0][0] if families else None
     counts = _matrix_family if matrix else _is_multiply_add
@@ -78,6 +78,11 @@ def inspect(binary: Binary) -> Report:
         arithmetic=sum(bool(counts(i.opcode)) for i in loop),
         copies=dict(sorted(Counter(filter(None, map(_copy, loop))).items())),
     )
+
+
+def resources(binary: Binary) -> tuple[int, int]:
+    """Registers and spilled bytes, as in :class:`Report`, without disassembling."""
+    return _nvidia_resources(binary) if "cubin" in binary.files else _amd_resources(binary.files["amdgcn"])
 
 
 def sass(binary: Binary) -> str:

@@ -1,7 +1,9 @@
 """Every kernel compiles for every target, without a GPU: tiles fit, nothing spills, the right instructions are used.
 
 ``pytest`` compiles what the usual layers launch for a part of the targets and dtypes;
-``pytest -m compile_all`` every tile that can be chosen, for all of them.
+``pytest -m compile_all`` every tile that can be chosen, for all of them. That takes an hour of CPU time;
+what one run has compiled, Triton's cache keeps for the next, so a run that was cut off goes on where it
+stopped. ``-k sm_90`` or ``-k "fp16 and matrix"`` run a part.
 """
 
 # ruff: noqa: E402 - what needs Triton is imported once it is known to be there
@@ -17,7 +19,7 @@ import torch
 triton = pytest.importorskip("triton")
 
 from acs_triton.kernels import depthwise, depthwise_plan, device, stem, stem_plan, tiles
-from benchmarks.disassembly import inspect
+from benchmarks.disassembly import inspect, resources
 from benchmarks.kernel_report import tile_text
 from benchmarks.offline import ARCHS, Binary, OfflineDriver, offline
 from benchmarks.workloads import DTYPES, PRIMITIVES, TYPICAL, Layer, resnet50
@@ -47,10 +49,9 @@ def matrix_instruction(binary: Binary) -> str:
 
 def faults(binary: Binary) -> list[str]:
     """What is wrong with a compiled kernel, in words; shared memory was checked when it was launched."""
-    report = inspect(binary)
-    found = []
-    if report.spilled:
-        found.append(f"spills {report.spilled} bytes ({report.registers} registers)")
+    registers, spilled = resources(binary)
+    found = [f"spills {spilled} bytes ({registers} registers)"] if spilled else []
+    report = inspect(binary) if binary.kernel in ROWS else None
     if binary.kernel in ROWS and binary.constants["PRECISION"] == "ieee" and binary.signature["p_x"] == "*fp32":
         if report.matrix and binary.arch != "gfx942":
             found.append(f"multiplies float32 with {report.matrix} where ieee was asked for")
@@ -115,9 +116,10 @@ def test_loops_are_tight(arch, primitive, arithmetic, at_most):
 VARIANTS = (
     Layer(64, 192),  # whole vectors in every view
     Layer(24, 50),  # views that start and end inside a vector
-    Layer(40, 48, channels_last=False, bias=False),
+    Layer(40, 48, channels_last=False),
 )
-DEPTHWISE_KERNELS = (3, 5, 7)
+HUGE = (2048, 1024, 1024)
+"""A volume of one sample that needs 64-bit offsets."""
 
 
 @contextmanager
@@ -128,51 +130,88 @@ def precision(name: str):
     torch.backends.cudnn.conv.fp32_precision = before
 
 
+def precisions(dtype: str) -> tuple[str, ...]:
+    """Settings of :func:`precision` that make a difference."""
+    return ("tf32", "ieee") if dtype == "fp32" and device.current().backend == "cuda" else ("tf32",)
+
+
 def launch_every_matrix_tile(dtype: str) -> None:
-    facts, itemsize = device.current(), DTYPES[dtype].itemsize
-    for exact in (False, True) if dtype == "fp32" and facts.backend == "cuda" else (dtype == "fp32",):
-        with precision("ieee" if exact else "tf32"):
-            for tile in tiles.gemm_tiles(itemsize, exact, facts.shared_memory):
+    facts, to = device.current(), DTYPES[dtype]
+    for setting in precisions(dtype):
+        with precision(setting):
+            limits = to.itemsize, device.exact(to), facts.shared_memory
+            for tile in tiles.gemm_tiles(*limits):
                 with patch.object(tiles, "gemm_tile", return_value=tile):
                     for layer, primitive in itertools.product(VARIANTS, ("conv", "input_grad")):
-                        layer.run(primitive, DTYPES[dtype], facts.torch_device)
-            for tile in tiles.weight_tiles(itemsize, exact, facts.shared_memory):
+                        layer.run(primitive, to, facts.torch_device)
+            for tile in tiles.weight_tiles(*limits):
                 with patch.object(tiles, "weight_tile", return_value=tile):
                     for layer in VARIANTS:
-                        layer.run("weight_grad", DTYPES[dtype], facts.torch_device)
+                        layer.run("weight_grad", to, facts.torch_device)
 
 
 def launch_every_depthwise_tile(dtype: str) -> None:
-    where = device.current().torch_device
-    for kernel, stride, channels_last in itertools.product(DEPTHWISE_KERNELS, (1, 2), (True, False)):
-        layer = Layer(96, 96, kernel, stride, groups=96, channels_last=channels_last)
-        shape = kernel**2, channels_last
-        for tile in depthwise_plan.all_tiles("conv", *shape):
-            with patch.object(depthwise, "conv_tile", return_value=tile):
-                layer.run("conv", DTYPES[dtype], where)
-                layer.run("input_grad", DTYPES[dtype], where)
-        for tile in depthwise_plan.all_tiles("weight_grad", *shape):
-            with patch.object(depthwise, "weight_grad_tile", return_value=tile):
-                layer.run("weight_grad", DTYPES[dtype], where)
+    """3x3, 5x5 and 7x7 kernels at strides 1 and 2, with and without whole vectors of channels."""
+    # Two positions along an axis are fewer than a box has rows: another tile, or rows that share nothing.
+    for kernel, stride, size in itertools.product((3, 5, 7), (1, 2), ((32, 32, 32), (2, 32, 32))):
+        for channels, channels_last in ((96, True), (90, True), (96, False)):
+            layer = Layer(channels, channels, kernel, stride, channels, size, channels_last=channels_last)
+            for primitive in PRIMITIVES:
+                layer.run(primitive, DTYPES[dtype], device.current().torch_device)
 
 
 def launch_every_stem_tile(dtype: str) -> None:
-    facts, itemsize = device.current(), DTYPES[dtype].itemsize
-    for kernel, channels_last in itertools.product((3, 7), (True, False)):
-        layer = Layer(3, 64, kernel, stride=2, channels_last=channels_last)
-        for primitive in ("conv", "weight_grad"):
-            for tile in stem_plan.all_tiles(primitive, itemsize):
-                with patch.object(stem, f"{primitive}_tile", return_value=tile):
-                    layer.run(primitive, DTYPES[dtype], facts.torch_device)
+    for setting, columns, channels_last in itertools.product(precisions(dtype), (16, 32), (True, False)):
+        with precision(setting):
+            layer = Layer(3, 3 * columns, 7, stride=2, channels_last=channels_last)
+            for primitive in ("conv", "weight_grad"):
+                layer.run(primitive, DTYPES[dtype], device.current().torch_device)
+
+
+def launch_huge_samples(dtype: str) -> None:
+    for channels_last in (True, False):
+        for layer in (
+            Layer(96, 96, 5, groups=96, size=HUGE, batch=1, channels_last=channels_last),
+            Layer(3, 96, 7, stride=2, size=HUGE, batch=1, channels_last=channels_last),
+        ):
+            for primitive in ("conv", "weight_grad"):
+                layer.run(primitive, DTYPES[dtype], device.current().torch_device)
+
+
+LAUNCHES = {
+    "matrix": launch_every_matrix_tile,
+    "depthwise": launch_every_depthwise_tile,
+    "stem": launch_every_stem_tile,
+    "huge": launch_huge_samples,
+}
 
 
 @pytest.mark.compile_all
-@pytest.mark.parametrize("launch", [launch_every_matrix_tile, launch_every_depthwise_tile, launch_every_stem_tile])
+@pytest.mark.parametrize("launch", LAUNCHES)
 @pytest.mark.parametrize(("arch", "dtype"), TARGETS)
 def test_every_tile(arch, dtype, launch):
     with offline(arch) as gpu:
-        launch(dtype)
+        LAUNCHES[launch](dtype)
     check(gpu)
+
+
+@pytest.mark.parametrize("kernel", ["conv", "weight_grad"])
+@pytest.mark.parametrize("family", ["depthwise", "stem"])
+def test_the_launches_above_choose_every_tile(family, kernel):
+    module, name, found = {"depthwise": depthwise, "stem": stem}[family], f"{kernel}_tile", set()
+    choose = getattr(module, name)
+
+    def record(*facts):
+        found.add(choose(*facts))
+        return choose(*facts)
+
+    with offline("sm_80"), patch.object(triton.runtime.JITFunction, "run"), patch.object(module, name, record):
+        LAUNCHES[family]("fp16")
+    if family == "stem":
+        assert found == set(stem_plan.all_tiles(kernel, 2))
+    else:
+        shapes = itertools.product((9, 25, 49), (True, False), (1, 2))
+        assert found == {tile for shape in shapes for tile in depthwise_plan.all_tiles(kernel, *shape)}
 
 
 def training_step(size, dtype="fp16"):

@@ -3,14 +3,20 @@
 # ruff: noqa: E402 - what needs Triton is imported once it is known to be there
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 triton = pytest.importorskip("triton")
 import triton.language as tl
+from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.errors import OutOfResources
 
+from acs_triton import backends, explain, use_backend
+from acs_triton.arguments import conv_params
+from acs_triton.functional import acs_conv3d
 from benchmarks.disassembly import _hottest, _parse_amdgcn, _parse_sass, inspect, natural_loops
 from benchmarks.offline import ARCHS, offline
 
@@ -134,6 +140,27 @@ def test_an_unknown_arch_is_named():
 def test_nothing_can_be_timed():
     with offline("sm_80"), pytest.raises(RuntimeError, match="nothing to time"):
         driver.active.get_benchmarker()
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        (GPUTarget("cuda", 75, 32), "the kernels need compute capability 8.0 or newer, this GPU has 7.5"),
+        (GPUTarget("hip", "gfx1100", 32), "the kernels support AMD's gfx9 GPUs, this one is gfx1100"),
+    ],
+    ids=lambda value: str(value.arch) if isinstance(value, GPUTarget) else "",
+)
+def test_a_gpu_that_the_kernels_do_not_support_is_one_sentence(target, reason, monkeypatch):
+    monkeypatch.setitem(ARCHS, "other", replace(ARCHS["sm_80"], target=target))
+    x, weight = torch.empty(1, 8, 4, 4, 4, device="meta"), torch.empty(6, 8, 3, 3, device="meta")
+    with offline("other") as gpu:
+        with use_backend("auto"):
+            assert f"torch: {reason}" in explain(x, weight)
+            assert acs_conv3d(x, weight).shape == (1, 6, 2, 2, 2)
+        with use_backend("triton"), pytest.raises(RuntimeError, match=f"set to 'triton', but {reason}"):
+            # Tensors on meta never get as far as a backend: registered operators have shapes for them.
+            backends.choose("conv", x, weight, conv_params((3, 3), 6, 1, 0, 1, 1, None).geometry((4, 4, 4)))
+    assert not gpu.launches
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,7 @@ def plan(primitive: str, data: Tensor, other: Tensor, geometry: Geometry) -> Pla
 
 def conv(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """``(N, C, D, H, W)`` to ``(N, O, *geometry.output_size)``."""
+    bias = None if bias is None else bias.contiguous()  # the kernels read it by its address alone
     return _family("conv", geometry, input.shape[1], weight.shape[0]).conv(input, weight, bias, geometry)
 
 

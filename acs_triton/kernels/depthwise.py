@@ -30,7 +30,6 @@ from .depthwise_plan import (
     input_grad_programs,
     largest_class,
     weight_grad_tile,
-    widest,
 )
 from .partials import accumulator, needs_int64, splits, sum_partials
 
@@ -104,9 +103,7 @@ def weight_grad(grad_output, input, geometry: Geometry):
     grad_output, input = _unit_stride(grad_output, format), _unit_stride(input, format)
     channels_last = format == torch.channels_last_3d
     vector = _vector(channels_last, grad_output, input)
-    tile = weight_grad_tile(
-        geometry.output_size, widest(geometry, vector), channels_last, max(geometry.stride), ku * kv
-    )
+    tile = weight_grad_tile(channels_last, ku * kv)
     programs = conv_programs(geometry, vector, tile.channels)
     boxes = _boxes(geometry.output_size, tile)
     samples = grad_output.shape[0]
@@ -132,7 +129,7 @@ def weight_grad(grad_output, input, geometry: Geometry):
             channels,
             KU=ku,
             KV=kv,
-            SLIDE=programs.slide,
+            SLIDE=programs.slide if min(geometry.output_size[:2]) >= tile.rows else 0,
             ROWS=tile.rows,
             WIDTH=tile.width,
             CHANNELS=tile.channels,
@@ -160,14 +157,14 @@ def _launch_conv(source, weight, bias, geometry, plan, size, class_size, stride,
     taps.copy_(weight.flatten(1).t())
     channels_last = format == torch.channels_last_3d
     vector = _vector(channels_last, source, target)
-    tile = conv_tile(class_size, widest(geometry, vector), channels_last, stride)
+    tile = conv_tile(class_size, channels_last, stride)
     programs = plan(geometry, vector, tile.channels)
     boxes = _boxes(class_size, tile)
     with device.of(source):
         depthwise_conv_kernel[(len(programs.records) * boxes[0] * boxes[1] * boxes[2] * source.shape[0],)](
             source,
             taps,
-            bias,
+            source if bias is None else bias,
             target,
             _table(programs, source.device),
             len(programs.records),
@@ -175,6 +172,7 @@ def _launch_conv(source, weight, bias, geometry, plan, size, class_size, stride,
             *_strides(source, vector),
             *_strides(target, vector),
             weight.shape[0] // vector,
+            int(bias is not None),
             KU=geometry.kernel_size[0] if programs.slide else 0,
             SLIDE=programs.slide,
             ROWS=tile.rows,
@@ -224,9 +222,9 @@ def _table(programs: Programs, where: torch.device) -> torch.Tensor:
     return torch.tensor(programs.records, dtype=torch.int32, device=where)
 
 
-# Sizes and strides stay plain run-time integers: specialising on their values (1, multiples of 16)
-# would only multiply the binaries.
-_CONV_SIZES = ("n_programs", "n_d", "n_h", "n_w", "channels")
+# Sizes, strides and the alignment of pointers (VECTOR says it) stay plain run-time values: specialising
+# on them (1, multiples of 16) would only multiply the binaries.
+_CONV_SIZES = ("n_programs", "n_d", "n_h", "n_w", "channels", "biased")
 _GRAD_SIZES = ("n_programs", "each", "samples", "n_d", "n_h", "n_w", "channels")
 _FIELDS = tl.constexpr(FIELDS)
 _STRIDES = tuple(f"s_{tensor}{axis}" for tensor in "xyg" for axis in "ncdhw")
@@ -282,17 +280,25 @@ def _axis_strides(u, s_d, s_h, s_w, VECTOR: tl.constexpr, INT64: tl.constexpr):
 
 
 @triton.jit
+def _aligned(pointer, VECTOR: tl.constexpr):
+    """The pointer, known to the compiler as one to whole vectors where there are any."""
+    return tl.multiple_of(pointer, 16) if VECTOR > 1 else pointer
+
+
+@triton.jit
 def _channel_offsets(c, s_c, CHANNELS_LAST: tl.constexpr, INT64: tl.constexpr):
     if INT64:
         c = c.to(tl.int64)
     return c if CHANNELS_LAST else c * s_c
 
 
-@triton.jit(do_not_specialize=[*_CONV_SIZES, *_STRIDES[:10]])
+@triton.jit(
+    do_not_specialize=[*_CONV_SIZES, *_STRIDES[:10]], do_not_specialize_on_alignment=["p_x", "p_b", "p_y", "p_programs"]
+)
 def depthwise_conv_kernel(
     p_x,  # source
     p_w,  # (ku * kv, C) in the accumulator's precision
-    p_b,  # (C,) or None
+    p_b,  # (C,), where biased
     p_y,  # target
     p_programs,  # (n_programs, FIELDS)
     n_programs,
@@ -310,6 +316,7 @@ def depthwise_conv_kernel(
     s_yh,
     s_yw,
     channels,  # in vectors
+    biased,
     KU: tl.constexpr,  # taps along u where rows slide
     SLIDE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -341,16 +348,14 @@ def depthwise_conv_kernel(
     m_p = (i_o < count_o) & (i_w < count_w)
     x_u, x_o, x_w = i_u * step_u + base_u, i_o * step_o + base_o, i_w * step_w + base_w
     s_xu, s_xo, s_xw = _axis_strides(u, s_xd, s_xh, s_xw, VECTOR, INT64)
-    p_x += sample.to(tl.int64) * s_xn * VECTOR
+    p_x = _aligned(p_x + sample.to(tl.int64) * s_xn * VECTOR, VECTOR)
     o_x = _channel_offsets(c, s_xc, CHANNELS_LAST, INT64)[None, :]
     s_w = channels * VECTOR
     p_w += w_0 * s_w + c
 
     DTYPE: tl.constexpr = p_w.dtype.element_ty
-    start = tl.zeros([ROWS * WIDTH, CHANNELS], DTYPE)
-    if p_b is not None:
-        start += tl.load(p_b + c, mask=m_vector, other=0.0).to(DTYPE)[None, :]
-    acc = (start,) * ROWS
+    bias = tl.load(p_b + c, mask=m_vector & (biased != 0), other=0.0).to(DTYPE)[None, :]
+    acc = (tl.zeros([ROWS * WIDTH, CHANNELS], DTYPE) + bias,) * ROWS
 
     for v in range(n_v):
         v_o, v_w = x_o + v * delta_o, x_w + v * delta_w
@@ -379,7 +384,7 @@ def depthwise_conv_kernel(
     by_u, by_o, by_w = _field(p_program, 24), _field(p_program, 25), _field(p_program, 26)
     count_u = _field(p_program, 27)
     s_yu, s_yo, s_yw = _axis_strides(u, s_yd, s_yh, s_yw, VECTOR, INT64)
-    p_y += sample.to(tl.int64) * s_yn * VECTOR
+    p_y = _aligned(p_y + sample.to(tl.int64) * s_yn * VECTOR, VECTOR)
     p_y += ((i_o * by_o + to_o) * s_yo + (i_w * by_w + to_w) * s_yw)[:, None]
     p_y += _channel_offsets(c, s_yc, CHANNELS_LAST, INT64)[None, :]
     whole = tl.min(m_own.to(tl.int32), 0) == 1
@@ -394,7 +399,10 @@ def depthwise_conv_kernel(
             tl.store(p_yi, y, mask=m_y[:, None] & m_own[None, :])
 
 
-@triton.jit(do_not_specialize=[*_GRAD_SIZES, *_STRIDES[:5], *_STRIDES[10:]])
+@triton.jit(
+    do_not_specialize=[*_GRAD_SIZES, *_STRIDES[:5], *_STRIDES[10:]],
+    do_not_specialize_on_alignment=["p_g", "p_x", "p_programs"],
+)
 def depthwise_weight_grad_kernel(
     p_g,  # gradient of the output
     p_x,  # input
@@ -453,14 +461,20 @@ def depthwise_weight_grad_kernel(
         i_u, i_o, i_w = _positions(tl.where(u == 1, box_h, box_d), tl.where(u == 1, box_d, box_h), box_w, ROWS, WIDTH)
         m_p = (i_o < count_o) & (i_w < count_w)
         m_g = m_p[:, None] & m_vector[None, :]
-        p_gb = p_g + sample.to(tl.int64) * s_gn * VECTOR + (i_o * s_go + i_w * s_gw)[:, None] + o_g
-        p_xb = p_x + sample.to(tl.int64) * s_xn * VECTOR + o_x
+        p_gb = _aligned(p_g + sample.to(tl.int64) * s_gn * VECTOR, VECTOR) + (i_o * s_go + i_w * s_gw)[:, None] + o_g
+        p_xb = _aligned(p_x + sample.to(tl.int64) * s_xn * VECTOR, VECTOR) + o_x
         x_o, x_w = i_o * step_o + base_o, i_w * step_w + base_w
-        if SLIDE and i_u + ROWS <= count_u:
+        if SLIDE:
+            # The last box starts where it ends with the output. Rows of two boxes count half in each: zero
+            # in one would not do, since zero times an infinite input is not zero.
+            again = count_u - ROWS
+            until = (tl.where(u == 1, n_h, n_d) - 1) * ROWS
+            i_u = tl.minimum(i_u, again)
             x_u = i_u * step_u + base_u
             g = ()
             for i in tl.static_range(ROWS):
-                g += (tl.load(p_gb + (i_u + i) * s_gu, mask=m_g, other=0.0).to(DTYPE),)
+                share = tl.where((i_u + i >= again) & (i_u + i < until), 0.5, 1.0).to(DTYPE)
+                g += (tl.load(p_gb + (i_u + i) * s_gu, mask=m_g, other=0.0).to(DTYPE) * share,)
             for row in tl.static_range((ROWS - 1) * SLIDE + KU):
                 at = x_u + row * delta_u
                 for v in tl.static_range(KV):
@@ -472,8 +486,6 @@ def depthwise_weight_grad_kernel(
                         if row >= t and (row - t) % SLIDE == 0 and (row - t) // SLIDE < ROWS:
                             acc = _add(acc, t * KV + v, x * g[(row - t) // SLIDE])
         else:
-            # Row by row: nothing to share, or the box ends beyond the output. A row of zeros there
-            # would not do, since zero times an infinite input is not zero.
             for i in range(i_u, min(i_u + ROWS, count_u)):
                 g = tl.load(p_gb + i * s_gu, mask=m_g, other=0.0).to(DTYPE)
                 for v in tl.static_range(KV):

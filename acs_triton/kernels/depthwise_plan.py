@@ -28,11 +28,6 @@ MAX_TAPS = 49
 """Largest ``ku * kv``: the weight gradient keeps one accumulator a tap."""
 
 
-def next_power_of_2(n: int) -> int:
-    """Smallest power of two that is at least ``n >= 1``."""
-    return 1 << (n - 1).bit_length()
-
-
 @dataclass(frozen=True)
 class Tile:
     """Constants of one compiled program; a box is ``rows x rows x width`` positions."""
@@ -40,10 +35,10 @@ class Tile:
     rows: int
     width: int
     channels: int
-    num_warps: int
+    num_warps: int = 4
 
 
-def conv_tile(size, window: int, channels_last: bool, stride: int) -> Tile:
+def conv_tile(size, channels_last: bool, stride: int) -> Tile:
     """Tile of the convolution and the input gradient.
 
     Eight rows load ``(8 + k - 1) / 8`` rows for each row they compute, and four elements a thread
@@ -53,66 +48,46 @@ def conv_tile(size, window: int, channels_last: bool, stride: int) -> Tile:
 
     Args:
         size: positions that one parity class computes, per axis ``(D, H, W)``.
-        window: channels of the widest view, whole vectors counted.
         channels_last: whether channels, not W, lie next to each other in memory.
         stride: the largest at which the source is read.
     """
-    return _tile(size, window, channels_last, rows=8 if stride == 1 else 4, each=4)
+    return _tile(channels_last, rows=8 if stride == 1 and min(size[:2]) > 4 else 4, each=4)
 
 
-def weight_grad_tile(size, window: int, channels_last: bool, stride: int, taps: int) -> Tile:
-    """Tile of the weight gradient; ``size`` is the output's, ``taps`` is ``ku * kv``.
+def weight_grad_tile(channels_last: bool, taps: int) -> Tile:
+    """Tile of the weight gradient; ``taps`` is ``ku * kv``.
 
     A thread holds ``taps`` accumulators for each of its elements, so the more taps, the fewer
     elements.
     """
-    each = 4 if taps <= 9 else 2 if taps <= 25 else 1
-    return _tile(size, window, channels_last, rows=8 if each == 2 and stride == 1 else 4, each=each)
+    return _tile(channels_last, rows=4, each=4 if taps <= 9 else 2 if taps <= 25 else 1)
 
 
-def _tile(size, window: int, channels_last: bool, rows: int, each: int) -> Tile:
-    """At most ``rows`` rows, and up to four warps of ``each`` elements a thread.
+def _tile(channels_last: bool, rows: int, each: int) -> Tile:
+    """Four warps of ``each`` elements a thread.
 
-    A warp's lanes lie along the axis that is contiguous in memory. Few tiles serve all sizes, so
-    that few binaries are compiled.
+    A warp's lanes lie along the axis that is contiguous in memory, at least 32 bytes of it. One
+    extent there serves all sizes, so that few binaries are compiled.
     """
-    elements, least = 128 * each, min(size[:2])
-    rows = 1 if least == 1 else min(rows, 4) if least <= 4 else rows
-    if channels_last:
-        channels = 8 if window <= 8 else 16
-        width = elements // (rows * channels)
-        if 2 * size[2] <= width and 2 * channels <= next_power_of_2(window):
-            width, channels = width // 2, channels * 2
-    else:
-        width = 8 if size[2] <= 8 else 16 if size[2] <= 16 else 32
-        channels = min(16, elements // (rows * width))
-    return Tile(rows, width, channels, max(1, min(4, rows * width * channels // (32 * each))))
+    elements = 128 * each // rows
+    return Tile(rows, elements // 16, 16) if channels_last else Tile(rows, 16, elements // 16)
 
 
-def all_tiles(kernel: str, taps: int, channels_last: bool, strides=(1, 2)) -> tuple[Tile, ...]:
-    """Every tile that ``kernel`` ("conv" or "weight_grad") can get for ``taps = ku * kv``, a layout and some strides.
+def all_tiles(kernel: str, taps: int, channels_last: bool, stride: int) -> tuple[Tile, ...]:
+    """Every tile that ``kernel`` ("conv" or "weight_grad") can get for ``taps = ku * kv``, a layout and a stride.
 
     The input gradient reads its source at stride 1, whatever the convolution's.
     """
-    arguments = product((1, 2, 5), (1, 4, 16, 32), (8, 16, 32), strides)
-    shapes = [((rows, rows, width), window, channels_last, stride) for rows, width, window, stride in arguments]
-    if kernel == "conv":
-        tiles = [conv_tile(*shape) for shape in shapes]
-    elif kernel == "weight_grad":
-        tiles = [weight_grad_tile(*shape, taps) for shape in shapes]
-    else:
+    if kernel == "weight_grad":
+        return (weight_grad_tile(channels_last, taps),)
+    if kernel != "conv":
         raise ValueError(f"kernel={kernel!r} is not known; use 'conv' or 'weight_grad'")
-    return tuple(dict.fromkeys(tiles))
+    return tuple(dict.fromkeys(conv_tile((edge, edge, 1), channels_last, stride) for edge in (4, 5)))
 
 
 def windows(first: int, end: int, vector: int, channels: int) -> range:
     """First channels of the windows that cover ``[first, end)``: aligned to ``vector``."""
     return range(first // vector * vector, end, channels)
-
-
-def widest(geometry: Geometry, vector: int) -> int:
-    """Channels of the widest view, counting whole vectors."""
-    return max(-(-end // vector) * vector - first // vector * vector for _, first, end in geometry.views)
 
 
 @dataclass(frozen=True)

@@ -44,13 +44,13 @@ def _axis_entries(p_axis, index):
 
 # Sizes are no constants and not specialised on: one binary serves every volume.
 @triton.jit(
-    do_not_specialize=["jobs", "samples", "w_rows", "x_sample", "y_positions", "y_channels"],
-    do_not_specialize_on_alignment=["p_bias", "p_jobs", "p_axes", "p_steps"],
+    do_not_specialize=["jobs", "samples", "w_rows", "x_sample", "y_positions", "y_channels", "biased"],
+    do_not_specialize_on_alignment=["p_bias", "p_y", "p_jobs", "p_axes", "p_steps"],
 )
 def gather_gemm_kernel(
     p_x,  # input, channels-last; offsets count vectors of UNIT channels
     p_w,  # packed weights (steps, w_rows, BK)
-    p_bias,  # (columns,), or None
+    p_bias,  # (columns,), where biased
     p_y,
     p_jobs,
     p_axes,
@@ -61,6 +61,7 @@ def gather_gemm_kernel(
     x_sample,
     y_positions,
     y_channels,
+    biased,
     UNIT: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -134,13 +135,14 @@ def gather_gemm_kernel(
     columns = tl.load(p_job + 9)
     m_n = o_n < columns
     column = tl.load(p_job + 8)
-    if p_bias is not None:
-        acc += tl.load(p_bias + column + o_n, mask=m_n, other=0.0).to(ACCUMULATOR)[None, :]
+    acc += tl.load(p_bias + column + o_n, mask=m_n & (biased != 0), other=0.0).to(ACCUMULATOR)[None, :]
     b_y = acc.to(p_y.dtype.element_ty)
     if Y_UNIT > 0:
         # 64 bits up to the tile's first row and column, 32 bits from there.
         y_first = tl.min(y_row, axis=0)
         p_y += y_first.to(tl.int64) * (y_channels // Y_UNIT) * Y_UNIT + tl.multiple_of(column, Y_UNIT)
+        if Y_UNIT > 1:
+            p_y = tl.multiple_of(p_y, 16)
         p_y += ((y_row - y_first) * (y_channels // Y_UNIT) * Y_UNIT)[:, None]
         if Y_UNIT == 1 and BM * BN > 4096:
             # Value by value: the two halves of the columns share their addresses, or registers would not suffice.
@@ -257,7 +259,7 @@ def _launch(x: Tensor, packed: Tensor, bias: Tensor | None, y: Tensor, plan: Pla
         gather_gemm_kernel[grid](
             x[first:],
             packed,
-            bias,
+            x if bias is None else bias,
             y[first:],
             plan.jobs,
             plan.axes,
@@ -268,6 +270,7 @@ def _launch(x: Tensor, packed: Tensor, bias: Tensor | None, y: Tensor, plan: Pla
             x_sample,
             math.prod(y.shape[2:]),
             y.shape[1],
+            int(bias is not None),
             UNIT=vector,
             BM=tile.bm,
             BN=tile.bn,
@@ -278,7 +281,7 @@ def _launch(x: Tensor, packed: Tensor, bias: Tensor | None, y: Tensor, plan: Pla
             ACCUMULATOR=triton_accumulator(x.dtype),
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
-            **(device.all_registers() if tile.bm * tile.bn >= 8192 else {}),
+            **(device.all_registers() if tile.bm * tile.bn >= 4096 else {}),
         )
 
 

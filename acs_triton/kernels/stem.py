@@ -68,7 +68,7 @@ def conv(input, weight, bias, geometry: Geometry):
         stem_conv_kernel[(len(tables.columns) * prod(boxes) * input.shape[0],)](
             input,
             packed,
-            bias,
+            input if bias is None else bias,
             output,
             *_tables(tables, input.device),
             len(tables.columns),
@@ -81,6 +81,7 @@ def conv(input, weight, bias, geometry: Geometry):
             *geometry.input_size,
             *geometry.output_size,
             *geometry.stride,
+            int(bias is not None),
             ROWS=tile.positions,
             COLUMNS=tile.columns,
             DEPTH=tile.depth,
@@ -163,11 +164,12 @@ _VIEW = tl.constexpr(VIEW_FIELDS)
 _COLUMN = tl.constexpr(COLUMN_FIELDS)
 _NEVER = tl.constexpr(NEVER)
 _NEED_BITS = tl.constexpr(NEED_BITS)
-# Sizes and strides stay plain run-time integers, so that one binary serves every volume.
+# Sizes, strides and the alignment of pointers stay plain run-time values, so that one binary serves every volume.
 _SIZES = [f"{name}_{axis}" for name in ("x", "y", "step") for axis in "dhw"] + ["n_columns", "depth"]
 _SIZES += ["n_d", "n_h", "n_w", "log_h", "log_w"]
 _SIZES += ["s_xn", "s_xd", "s_xh", "s_xw"]
 _STRIDES = {tensor: [f"s_{tensor}{axis}" for axis in "ncdhw"] for tensor in "yg"}
+_TABLES = ("p_views", "p_pairs", "p_columns")
 
 
 @triton.jit
@@ -235,11 +237,14 @@ def _pair(p_pair, INT64: tl.constexpr):
     return offset, pair.to(tl.int32)
 
 
-@triton.jit(do_not_specialize=[*_SIZES, *_STRIDES["y"]])
+@triton.jit(
+    do_not_specialize=[*_SIZES, *_STRIDES["y"], "biased"],
+    do_not_specialize_on_alignment=["p_x", "p_b", "p_y", *_TABLES],
+)
 def stem_conv_kernel(
     p_x,
     p_w,  # (O, depth)
-    p_b,  # (O,) or None
+    p_b,  # (O,), where biased
     p_y,
     p_views,
     p_pairs,
@@ -269,6 +274,7 @@ def stem_conv_kernel(
     step_d,
     step_h,
     step_w,
+    biased,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -307,8 +313,7 @@ def stem_conv_kernel(
         p_pair += DEPTH
         p_wk += DEPTH
 
-    if p_b is not None:
-        acc += tl.load(p_b + o, mask=m_o, other=0.0).to(ACCUMULATOR)[None, :]
+    acc += tl.load(p_b + o, mask=m_o & (biased != 0), other=0.0).to(ACCUMULATOR)[None, :]
     o_y = _offset(i_d, i_h, i_w, s_yd, s_yh, s_yw, INT64)
     if INT64:
         o = o.to(tl.int64)
@@ -320,7 +325,10 @@ def stem_conv_kernel(
         tl.store(p_y + (o * s_yc)[:, None] + o_y[None, :], tl.trans(y), mask=m_o[:, None] & inside[None, :])
 
 
-@triton.jit(do_not_specialize=[*_SIZES, "each", "samples", "pairs", "elements", *_STRIDES["g"]])
+@triton.jit(
+    do_not_specialize=[*_SIZES, "each", "samples", "pairs", "elements", *_STRIDES["g"]],
+    do_not_specialize_on_alignment=["p_g", "p_x", *_TABLES],
+)
 def stem_weight_grad_kernel(
     p_g,
     p_x,

@@ -37,14 +37,20 @@ class Tile:
 
 
 def conv_tile(widest: int, itemsize: int) -> Tile:
-    """Tile of the convolution for ``widest`` output channels of the largest view."""
-    columns = 16 if widest <= 16 else 32 if widest <= 32 else 64
-    return Tile(256 if columns <= 32 else 128, columns, 32 if itemsize <= 2 else 16)
+    """Tile of the convolution for ``widest`` output channels of the largest view.
+
+    Twice the positions or columns would spill: a thread gathers element by element.
+    """
+    return Tile(128, _columns(widest), 32 if itemsize <= 2 else 16)
 
 
 def weight_grad_tile(widest: int, itemsize: int) -> Tile:
     """Tile of the weight gradient; arguments as for :func:`conv_tile`. Twice the positions or columns would spill."""
-    return Tile(32, 16 if widest <= 16 else 32, 64)
+    return Tile(32, _columns(widest), 64)
+
+
+def _columns(widest: int) -> int:
+    return 16 if widest <= 16 else 32
 
 
 def all_tiles(kernel: str, itemsize: int) -> tuple[Tile, ...]:
@@ -52,7 +58,7 @@ def all_tiles(kernel: str, itemsize: int) -> tuple[Tile, ...]:
     choose = {"conv": conv_tile, "weight_grad": weight_grad_tile}
     if kernel not in choose:
         raise ValueError(f"kernel={kernel!r} is not known; use 'conv' or 'weight_grad'")
-    return tuple(choose[kernel](widest, itemsize) for widest in (16, 32, 64))
+    return tuple(choose[kernel](widest, itemsize) for widest in (16, 32))
 
 
 def widest(geometry: Geometry) -> int:

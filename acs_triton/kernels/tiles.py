@@ -62,10 +62,6 @@ def _cheapest(widths: Sequence[int], sizes: Sequence[int], overhead: int) -> int
     return min(sizes, key=lambda size: (sum(_ceil(w, size) // size * (size + overhead) for w in widths), -size))
 
 
-def _rows(itemsize: int, exact: bool) -> tuple[int, ...]:
-    return (64,) if exact or itemsize == 8 else (64, 128)
-
-
 def _columns(itemsize: int, exact: bool) -> tuple[int, ...]:
     return (16, 32, 64) if exact or itemsize == 8 else (16, 32, 64, 128)
 
@@ -94,9 +90,9 @@ def gemm_tile(
     bk = _cheapest(depths, _depths(itemsize, exact), STEP_OVERHEAD)
     bn = _cheapest(columns, _columns(itemsize, exact), COLUMN_OVERHEAD)
     # 128 accumulators a thread would leave too few registers for the loop. Wide layers have few
-    # positions in the networks we know, and need the more programs.
-    tall = bn <= 64 and sum(columns) < WIDE
-    bm = 128 if tall and 128 in _rows(itemsize, exact) else 64
+    # positions in the networks we know, and need the more programs, unless narrow tiles give them those.
+    tall = bn <= 32 or (bn == 64 and sum(columns) < WIDE)
+    bm = 128 if tall and not exact and itemsize < 8 else 64
     return GemmTile(bm, bn, bk, WARPS, _stages((bm + bn) * bk * itemsize, shared_memory))
 
 
@@ -146,13 +142,14 @@ def steps_per_split(jobs: int, steps: int, most: int, multiprocessors: int) -> i
 
 def gemm_tiles(itemsize: int, exact: bool, shared_memory: int) -> list[GemmTile]:
     """Every tile that :func:`gemm_tile` can choose for a dtype and device."""
-    return [
-        GemmTile(bm, bn, bk, WARPS, _stages((bm + bn) * bk * itemsize, shared_memory))
-        for bm in _rows(itemsize, exact)
-        for bn in _columns(itemsize, exact)
-        for bk in _depths(itemsize, exact)
-        if (bm, bn) != (128, 128)
-    ]
+    return list(
+        dict.fromkeys(
+            gemm_tile(columns, [depth], itemsize, exact, shared_memory)
+            for bn in _columns(itemsize, exact)
+            for columns in ([bn], [bn] * (WIDE // bn))
+            for depth in _depths(itemsize, exact)
+        )
+    )
 
 
 def weight_tiles(itemsize: int, exact: bool, shared_memory: int) -> list[WeightTile]:

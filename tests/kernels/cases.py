@@ -102,16 +102,21 @@ TYPICAL = [CASES[i] for i in (0, 1, 3, 12, 18, 20)]
 
 
 @st.composite
-def random_cases(draw):
-    """Small convolutions with any combination of arguments."""
-    groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
-    out_channels = groups * draw(st.integers(1, 12))
+def random_cases(draw, family="matrix"):
+    """Small convolutions with any combination of arguments that a family of kernels computes."""
+    if family == "depthwise":
+        groups, per_group = draw(st.integers(2, 20)), 1
+        out_channels = groups * draw(st.integers(1, 2))
+    else:
+        groups = 1 if family == "stem" else draw(st.sampled_from([1, 1, 1, 2, 3]))
+        per_group = draw(st.integers(1, 4 if family == "stem" else 12))
+        out_channels = groups * draw(st.integers(1, 12))
     axial = draw(st.integers(0, out_channels))
     coronal = draw(st.integers(0, out_channels - axial))
     stride = draw(st.sampled_from([1, 2, 3]))
     kernel = draw(st.integers(1, 4))
     case = Case(
-        groups * draw(st.integers(1, 12)),
+        groups * per_group,
         out_channels,
         draw(st.tuples(*[st.integers(1, 7)] * 3)),
         kernel=(kernel, kernel),

@@ -2,6 +2,7 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
 
 from acs_triton.geometry import PLANE_AXES, ConvParams, default_split
 from acs_triton.kernels import depthwise, depthwise_plan
@@ -9,8 +10,7 @@ from acs_triton.kernels.partials import splits
 from acs_triton.layout import memory_format
 
 from . import oracle
-
-FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last_3d}
+from .cases import LAYOUTS, random_cases
 
 
 def geometry(size, channels, kernel=(3, 3), stride=(1, 1, 1), low=None, high=None, dilation=1, split=None, **rest):
@@ -102,19 +102,26 @@ def check_all(where, input, weight, bias, grad_output):
 def test_against_the_definition(device, make, case):
     # The two layouts differ in tiles and vectors, not in geometry: some cases in both are enough.
     both = case in ("few channels", "stride 2")
-    formats = FORMATS.values() if both else [torch.channels_last_3d]
+    formats = LAYOUTS.values() if both else [torch.channels_last_3d]
     for format in formats:
         check_all(*operands(make, case, torch.float32, format))
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(case=random_cases("depthwise"))
+def test_random_configurations(case, device, make):
+    operand = (case.geometry, case.out_channels)
+    check_all(*operands(make, operand, torch.float32, LAYOUTS[case.layout], case.batch))
+
+
+@pytest.mark.parametrize("format", LAYOUTS)
 def test_dtypes(make, dtype, format):
-    check_all(*operands(make, "odd sizes", dtype, FORMATS[format]))
+    check_all(*operands(make, "odd sizes", dtype, LAYOUTS[format]))
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", LAYOUTS)
 def test_multiplier_rounds_once(make, device, format):
-    where, _, weight, _, grad_output = operands(make, "multiplier 2", torch.float16, FORMATS[format])
+    where, _, weight, _, grad_output = operands(make, "multiplier 2", torch.float16, LAYOUTS[format])
     check_input_grad(grad_output, weight, where)
 
 
@@ -133,14 +140,14 @@ def test_empty_batch(device, make):
 
 
 @pytest.mark.parametrize("shift", [0, 8])
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", LAYOUTS)
 def test_slices(device, make, format, shift):
     """A slice of NaN in every direction: what lies beside it must not be read into a result."""
-    where, input, weight, bias, grad_output = operands(make, "even kernel", torch.float16, FORMATS[format])
+    where, input, weight, bias, grad_output = operands(make, "even kernel", torch.float16, LAYOUTS[format])
 
     def inside_nan(values):
         sizes = [size + extra for size, extra in zip(values.shape, (1, 16, 1, 2, 3), strict=True)]
-        wide = make(sizes, values.dtype, 4, FORMATS[format]).fill_(torch.nan)
+        wide = make(sizes, values.dtype, 4, LAYOUTS[format]).fill_(torch.nan)
         window = wide[:-1, shift : shift + values.shape[1], 1:, 1:-1, :-3]
         return window.copy_(values)
 
@@ -177,9 +184,9 @@ def test_infinite_values_stay_in_their_receptive_field(device, make, case):
         assert torch.equal(result.isfinite().cpu(), reach(touched).cpu() == 0)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", LAYOUTS)
 def test_weight_grad_repeats_bit_by_bit(device, make, monkeypatch, format):
-    where, input, _, _, grad_output = operands(make, geometry((5, 5, 17), 2), torch.float32, FORMATS[format])
+    where, input, _, _, grad_output = operands(make, geometry((5, 4, 3), 2), torch.float32, LAYOUTS[format])
     cut = []
 
     def splits(*facts):
@@ -196,7 +203,7 @@ def test_weight_grad_repeats_bit_by_bit(device, make, monkeypatch, format):
 
 def test_offsets_of_64_bits(device, make, monkeypatch):
     monkeypatch.setattr(depthwise, "needs_int64", lambda *tensors: True)
-    for format in FORMATS.values():
+    for format in LAYOUTS.values():
         check_all(*operands(make, "stride 2", torch.float32, format))
 
 
@@ -249,16 +256,16 @@ def test_windows_cover_each_channel_once():
 
 def test_tiles():
     sizes = [(1, 7, 9), (2, 2, 2), (4, 8, 3), (5, 5, 5), (16, 16, 16), (64, 48, 64), (1, 1, 1), (33, 6, 130)]
-    for taps, channels_last in itertools.product((1, 4, 9, 25, 49), (True, False)):
-        for kernel, extra in (("conv", ()), ("weight_grad", (taps,))):
-            tiles = depthwise_plan.all_tiles(kernel, taps, channels_last)
-            assert len(tiles) <= 9
-            assert all(tile.num_warps <= 4 for tile in tiles)
-            choose = getattr(depthwise_plan, f"{kernel}_tile")
-            for size, window, stride in itertools.product(sizes, (1, 8, 11, 24, 96, 400), (1, 2, 3)):
-                assert choose(size, window, channels_last, stride, *extra) in tiles
+    for taps, channels_last, stride in itertools.product((1, 4, 9, 25, 49), (True, False), (1, 2, 3)):
+        convs = depthwise_plan.all_tiles("conv", taps, channels_last, stride)
+        assert set(convs) == {depthwise_plan.conv_tile(size, channels_last, stride) for size in sizes}
+        grads = depthwise_plan.all_tiles("weight_grad", taps, channels_last, stride)
+        assert grads == (depthwise_plan.weight_grad_tile(channels_last, taps),)
+        for tile in convs + grads:
+            assert tile.num_warps == 4
+            assert tile.rows * tile.width * tile.channels in (128, 256, 512), "up to four elements a thread"
     with pytest.raises(ValueError, match="kernel='stem'"):
-        depthwise_plan.all_tiles("stem", 9, True)
+        depthwise_plan.all_tiles("stem", 9, True, 1)
 
 
 def test_workspace_stays_below_its_limit():

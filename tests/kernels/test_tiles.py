@@ -45,20 +45,22 @@ def test_stages_follow_shared_memory():
 
 def arguments():
     return itertools.product(
-        ([5], [22, 21, 21], [43, 43, 42], [64], [171, 171, 170], [256]),
-        ([8], [22, 21, 21], [64], [96], [512]),
-        ((2, False), (4, False), (4, True), (8, False)),
-        SHARED_MEMORY.values(),
+        ([5], [22, 21, 21], [43, 43, 42], [64], [171, 171, 170], [256], [8] * 64, [32] * 32, [64] * 8),
+        ([8], [22, 21, 21], [32], [64], [96], [512]),
+        itertools.product((2, 4, 8), (False, True), SHARED_MEMORY.values()),
     )
 
 
-def test_every_choice_is_listed():
+def test_the_lists_hold_what_can_be_chosen():
     """Compile tests go by these lists."""
-    for columns, depths, (itemsize, exact), shared in arguments():
-        chosen = tiles.gemm_tile(columns, depths, itemsize, exact, shared)
-        assert chosen in tiles.gemm_tiles(itemsize, exact, shared)
-        weight = tiles.weight_tile(depths[0], columns, 9, itemsize, exact, shared)
-        assert weight in tiles.weight_tiles(itemsize, exact, shared)
+    chosen = {}
+    for columns, depths, facts in arguments():
+        gemm, weight = chosen.setdefault(facts, (set(), set()))
+        gemm.add(tiles.gemm_tile(columns, depths, *facts))
+        weight.update(tiles.weight_tile(depths[0], columns, taps, *facts) for taps in (1, 3, 9))
+    for facts, (gemm, weight) in chosen.items():
+        assert gemm == set(tiles.gemm_tiles(*facts))
+        assert weight == set(tiles.weight_tiles(*facts))
 
 
 @pytest.mark.parametrize("arch", SHARED_MEMORY)
