@@ -4,6 +4,7 @@ from . import converters, functional, operators
 from .backends import current_backend, use_backend
 from .explanation import explain
 from .lifting import LiftingError, check_lifting, convert, describe
+from .standard import standard_operators
 
 __version__ = "0.1.0"
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "explain",
     "functional",
     "operators",
+    "standard_operators",
     "use_backend",
 ]

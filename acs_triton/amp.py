@@ -7,10 +7,15 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+# Asked once: Dynamo of PyTorch 2.9 does not trace the question.
+_DEVICES = frozenset(
+    filter(torch.amp.is_autocast_available, ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "maia", "xla"))
+)
+
 
 def _enabled(tensor: Tensor) -> bool:
     kind = tensor.device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return kind in _DEVICES and torch.is_autocast_enabled(kind)
 
 
 def cast(input, *operands) -> tuple:

@@ -42,7 +42,7 @@ def _cached(function):
 
 
 def _hashable(value):
-    return tuple(value) if isinstance(value, list | torch.Size) else value
+    return tuple(value) if isinstance(value, (list, torch.Size)) else value
 
 
 def _per_role(name: str, value, least: int) -> tuple[int, ...]:

@@ -1,179 +1,196 @@
-"""Derivatives of the three primitives.
+"""Derivatives of the three primitives, of every order, in reverse and forward mode.
 
 A convolution is bilinear, so with ``T(g, x, w) = <g, conv(x, w)>`` the three primitives are the
 three partial derivatives of ``T``, and the derivatives of each primitive are the other two.
 Double backward, forward-mode AD and vmap follow without a further kernel.
 
-Eager code goes through the ``torch.autograd.Function`` classes. Graphs that are traced by
-``torch.compile`` or ``torch.export`` call the operators, which have the same backward formulas
-registered: Dynamo does not trace a Function with a ``jvp`` of its own.
+The functions below are the operators' kernels for the dispatcher's key ``Autograd``, so that an
+operator has its derivatives wherever it is called: in eager code, inside the transforms of
+``torch.func``, and in graphs of ``torch.compile``. (``torch.library.register_autograd`` has no
+forward mode: it would drop the tangents, and the derivative would come out as zero.)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch._C import _functorch as functorch
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 from . import ops
 from .geometry import ConvParams
 
+_NONE = (None,)
 
-class ACSConvFunction(torch.autograd.Function):
-    """``conv(input, weight, bias)`` with ``params``, a :class:`acs_triton.geometry.ConvParams`."""
 
-    generate_vmap_rule = True
+class _Primitive(_SingleLevelFunction):
+    """An operator that is bilinear in two tensors; its further arguments have no derivative.
+
+    An ``autograd.Function`` for one level of ``torch.func``'s transforms: the operator, called again
+    below, reaches the next level.
+    """
+
+    op: torch._ops.OpOverload
+    run: Callable[..., Tensor]
+    """The operator's implementation, which is called at once where no dispatcher key is given."""
+
+    @classmethod
+    def kernel(cls, keyset, *args):
+        with enable_single_level_autograd_function():
+            return cls.apply(keyset, *args)
+
+    @classmethod
+    def below(cls, ctx, keyset, first: Tensor, second: Tensor, *rest) -> Tensor:
+        """The operator itself. Each operand is kept only if the other one's derivative is asked for."""
+        needs = ctx.needs_input_grad
+        ctx.save_for_backward(first if needs[2] else None, second if needs[1] else None)
+        ctx.save_for_forward(first, second)
+        if keyset is None:
+            return cls.run(first, second, *rest)
+        # A Function's forward runs with gradients off; the next level of torch.func decides for itself.
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), torch._C._AutoDispatchBelowAutograd():
+            return cls.op.redispatch(keyset & torch._C._after_autograd_keyset, first, second, *rest)
+
+
+class ACSConvFunction(_Primitive):
+    """``conv(input, weight, bias, *params)``; ``params`` are the fields of :class:`~acs_triton.geometry.ConvParams`."""
+
+    op, run = ops.conv, staticmethod(ops.run_conv)
 
     @staticmethod
-    def forward(input, weight, bias, params):
-        return ops.conv(input, weight, bias, *params.args())
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        input, weight, _, ctx.params = inputs
-        ctx.input_size, ctx.output_shape = input.shape[2:], output.shape
-        _save(ctx, input, weight)
+    def forward(ctx, keyset, input, weight, bias, *params):
+        output = ACSConvFunction.below(ctx, keyset, input, weight, bias, *params)
+        ctx.params, ctx.input_size, ctx.output_shape = params, input.shape[2:], output.shape
+        return output
 
     @staticmethod
     def backward(ctx, grad):
         input, weight = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        return (
-            input_grad(grad, weight, ctx.input_size, ctx.params) if needs[0] else None,
-            weight_grad(grad, input, ctx.params) if needs[1] else None,
-            grad.sum((0, 2, 3, 4)) if needs[2] else None,
-            None,
-        )
+        _, *needs = ctx.needs_input_grad
+        if needs[0] and needs[1] and not _differentiated():
+            gradients = ops.run_gradients if _unwatched(grad, input, weight) else ops.gradients
+            for_input, for_weight = gradients(grad, input, weight, *ctx.params)
+        else:
+            for_input = ops.input_grad(grad, weight, ctx.input_size, *ctx.params) if needs[0] else None
+            for_weight = ops.weight_grad(grad, input, *ctx.params) if needs[1] else None
+        for_bias = grad.sum((0, 2, 3, 4)) if needs[2] else None
+        return None, for_input, for_weight, for_bias, *_NONE * len(ctx.params)
 
     @staticmethod
-    def jvp(ctx, input_t, weight_t, bias_t, *_):
+    def jvp(ctx, _, input_t, weight_t, bias_t, *__):
         input, weight = ctx.saved_tensors
         if input_t is None and weight_t is None:
             return bias_t.view(1, -1, 1, 1, 1).expand(ctx.output_shape).clone()
         return _sum_of_parts(
-            None if input_t is None else conv(input_t, weight, bias_t, ctx.params),
-            None if weight_t is None else conv(input, weight_t, bias_t if input_t is None else None, ctx.params),
+            None if input_t is None else ops.conv(input_t, weight, bias_t, *ctx.params),
+            None if weight_t is None else ops.conv(input, weight_t, bias_t if input_t is None else None, *ctx.params),
         )
 
 
-class ACSInputGradFunction(torch.autograd.Function):
-    """``input_grad(grad_output, weight)``: the convolution's derivative for its input."""
+class ACSInputGradFunction(_Primitive):
+    """``input_grad(grad_output, weight, input_size, *params)``: the convolution's derivative for its input."""
 
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(grad_output, weight, params, *input_size):
-        return ops.input_grad(grad_output, weight, input_size, *params.args())
+    op, run = ops.input_grad, staticmethod(ops.run_input_grad)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        grad_output, weight, ctx.params, *ctx.input_size = inputs
-        _save(ctx, grad_output, weight)
+    def forward(ctx, keyset, grad_output, weight, input_size, *params):
+        ctx.params, ctx.input_size = params, input_size
+        return ACSInputGradFunction.below(ctx, keyset, grad_output, weight, input_size, *params)
 
     @staticmethod
     def backward(ctx, grad):
         grad_output, weight = ctx.saved_tensors
-        needs = ctx.needs_input_grad
+        _, *needs = ctx.needs_input_grad
         return (
-            conv(grad, weight, None, ctx.params) if needs[0] else None,
-            weight_grad(grad_output, grad, ctx.params) if needs[1] else None,
             None,
-            *(None for _ in ctx.input_size),
+            ops.conv(grad, weight, None, *ctx.params) if needs[0] else None,
+            ops.weight_grad(grad_output, grad, *ctx.params) if needs[1] else None,
+            None,
+            *_NONE * len(ctx.params),
         )
 
     @staticmethod
-    def jvp(ctx, grad_output_t, weight_t, *_):
+    def jvp(ctx, _, grad_output_t, weight_t, *__):
         grad_output, weight = ctx.saved_tensors
         return _sum_of_parts(
-            None if grad_output_t is None else input_grad(grad_output_t, weight, ctx.input_size, ctx.params),
-            None if weight_t is None else input_grad(grad_output, weight_t, ctx.input_size, ctx.params),
+            None if grad_output_t is None else ops.input_grad(grad_output_t, weight, ctx.input_size, *ctx.params),
+            None if weight_t is None else ops.input_grad(grad_output, weight_t, ctx.input_size, *ctx.params),
         )
 
 
-class ACSWeightGradFunction(torch.autograd.Function):
-    """``weight_grad(grad_output, input)``: the convolution's derivative for its weight."""
+class ACSWeightGradFunction(_Primitive):
+    """``weight_grad(grad_output, input, *params)``: the convolution's derivative for its weight."""
 
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(grad_output, input, params):
-        return ops.weight_grad(grad_output, input, *params.args())
+    op, run = ops.weight_grad, staticmethod(ops.run_weight_grad)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        grad_output, input, ctx.params = inputs
-        ctx.input_size = input.shape[2:]
-        _save(ctx, grad_output, input)
+    def forward(ctx, keyset, grad_output, input, *params):
+        ctx.params, ctx.input_size = params, input.shape[2:]
+        return ACSWeightGradFunction.below(ctx, keyset, grad_output, input, *params)
 
     @staticmethod
     def backward(ctx, grad):
         grad_output, input = ctx.saved_tensors
-        needs = ctx.needs_input_grad
+        _, *needs = ctx.needs_input_grad
         return (
-            conv(input, grad, None, ctx.params) if needs[0] else None,
-            input_grad(grad_output, grad, ctx.input_size, ctx.params) if needs[1] else None,
             None,
+            ops.conv(input, grad, None, *ctx.params) if needs[0] else None,
+            ops.input_grad(grad_output, grad, ctx.input_size, *ctx.params) if needs[1] else None,
+            *_NONE * len(ctx.params),
         )
 
     @staticmethod
-    def jvp(ctx, grad_output_t, input_t, *_):
+    def jvp(ctx, _, grad_output_t, input_t, *__):
         grad_output, input = ctx.saved_tensors
         return _sum_of_parts(
-            None if grad_output_t is None else weight_grad(grad_output_t, input, ctx.params),
-            None if input_t is None else weight_grad(grad_output, input_t, ctx.params),
+            None if grad_output_t is None else ops.weight_grad(grad_output_t, input, *ctx.params),
+            None if input_t is None else ops.weight_grad(grad_output, input_t, *ctx.params),
         )
+
+
+for _function in (ACSConvFunction, ACSInputGradFunction, ACSWeightGradFunction):
+    ops.LIBRARY.impl(_function.op, _function.kernel, "Autograd", with_keyset=True)
 
 
 def conv(input: Tensor, weight: Tensor, bias: Tensor | None, params: ConvParams) -> Tensor:
     """Differentiable convolution."""
-    if torch.compiler.is_compiling():
-        return ops.conv(input, weight, bias, *params.args())
-    return ACSConvFunction.apply(input, weight, bias, params)
+    args = params.args()
+    if not _unwatched(input, weight, bias):
+        return ops.conv(input, weight, bias, *args)
+    if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (input, weight, bias)):
+        return ACSConvFunction.apply(None, input, weight, bias, *args)
+    return ops.run_conv(input, weight, bias, *args)
 
 
-def input_grad(grad_output: Tensor, weight: Tensor, input_size, params: ConvParams) -> Tensor:
-    """Differentiable input gradient of :func:`conv`."""
-    if torch.compiler.is_compiling():
-        return ops.input_grad(grad_output, weight, input_size, *params.args())
-    # Sizes are passed one by one: functorch flattens tuples among a Function's arguments.
-    return ACSInputGradFunction.apply(grad_output, weight, params, *input_size)
+def _unwatched(*tensors: Tensor | None) -> bool:
+    """Whether nothing stands between an operator and its implementation: no transform, tracer, mode or subclass.
+
+    Then the dispatcher is left out, which takes longer than a small layer.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == torch._C._len_torch_function_stack() == 0
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._get_tracing_state() is None
+        and forward_ad._current_level < 0
+        and all(one is None or _is_plain(one) for one in tensors)
+    )
 
 
-def weight_grad(grad_output: Tensor, input: Tensor, params: ConvParams) -> Tensor:
-    """Differentiable weight gradient of :func:`conv`."""
-    if torch.compiler.is_compiling():
-        return ops.weight_grad(grad_output, input, *params.args())
-    return ACSWeightGradFunction.apply(grad_output, input, params)
+def _is_plain(tensor: Tensor) -> bool:
+    wrapped = functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
+    return type(tensor) in (Tensor, torch.nn.Parameter) and not wrapped
 
 
-def _save(ctx, first: Tensor, second: Tensor) -> None:
-    # Each operand is needed for the other one's derivative alone: a frozen layer keeps no activation.
-    needs = ctx.needs_input_grad
-    ctx.save_for_backward(first if needs[1] else None, second if needs[0] else None)
-    if hasattr(ctx, "save_for_forward"):
-        ctx.save_for_forward(first, second)
+def _differentiated() -> bool:
+    """Whether what is computed now may be differentiated in its turn, in reverse or in forward mode."""
+    return torch.is_grad_enabled() or forward_ad._current_level >= 0
 
 
 def _sum_of_parts(first: Tensor | None, second: Tensor | None) -> Tensor:
     parts = [part for part in (first, second) if part is not None]
     return parts[0] if len(parts) == 1 else parts[0] + parts[1]
-
-
-def _register(name: str, function: type, operands: int, sizes: bool = False) -> None:
-    """Give an operator the backward formula of its Function: the flat arguments as one ConvParams, and back."""
-    first_param = operands + sizes
-
-    def setup_context(ctx, inputs, output):
-        params = ConvParams.from_args(inputs[first_param:])
-        ctx.flat_arguments = len(inputs)
-        function.setup_context(ctx, (*inputs[:operands], params, *(inputs[operands] if sizes else ())), output)
-
-    def backward(ctx, grad):
-        grads = function.backward(ctx, grad)[:operands]
-        return (*grads, *(None for _ in range(ctx.flat_arguments - operands)))
-
-    torch.library.register_autograd(f"acs_triton::{name}", backward, setup_context=setup_context)
-
-
-_register("conv", ACSConvFunction, operands=3)
-_register("input_grad", ACSInputGradFunction, operands=2, sizes=True)
-_register("weight_grad", ACSWeightGradFunction, operands=2)

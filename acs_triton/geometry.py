@@ -271,9 +271,58 @@ class ConvParams:
         out = self.output_size(input_size)[view]
         return out > 1 and out in (size, size / 2)
 
+    def offset_varies(self, view: int) -> bool:
+        """Whether a view's through-plane offset is another one for some input sizes (see :func:`through_offset`)."""
+        role = _THROUGH_ROLE[view]
+        centre = self.kernel_size[role == _W] // 2
+        return self.rule == "acsconv" and self.stride[view] > 1 and centre != self.padding_low[role]
+
+    def plain_conv(self, view: int, input_size) -> tuple[tuple[int, int, int], ...]:
+        """``(low, high, dilation)`` per axis of a plain convolution that computes a view.
+
+        Low and high are its zero padding, a crop where negative. They do not depend on sizes, nor
+        guard on SymInts, but where the offset varies; there a size that is no int counts as
+        one for which ACSConv crops.
+        """
+        low, high, (carried_low, carried_high) = self.padding_low, self.padding_high, self.carried
+        axes = [None] * 3
+        for axis, role in zip(PLANE_AXES[view], _PLANE_ROLES[view], strict=True):
+            axes[axis] = low[role] - carried_low[axis], high[role] - carried_high[axis], self.dilation[role]
+        role, stride = _THROUGH_ROLE[view], self.stride[view]
+        kernel = 1 if self.rule == "planar" else self.kernel_size[role == _W]
+        added = low[role] + high[role] - self.dilation[role] * (kernel - 1)
+        size = self._unpadded(input_size)[view]
+        if self.rule == "acsconv" and not (self.offset_varies(view) and isinstance(size, int)):
+            offset = kernel // 2 - low[role] if added or stride > 1 else 0
+        else:
+            out = (size + added - 1) // stride + 1
+            offset = through_offset(self.rule, size, out, kernel, stride, low[role], self.dilation[role])
+        start = carried_low[view] + offset
+        axes[view] = -start, added - carried_low[view] - carried_high[view] + start, 1
+        return tuple(axes)
+
     def one_view(self, view: int, out_channels: int) -> ConvParams:
         """The same convolution with all channels in one view."""
         return replace(self, split=tuple(out_channels if v == view else 0 for v in range(3)))
+
+    def on_grid(self, taps: DenseTaps, view: int, kernel_size, out_channels: int) -> ConvParams:
+        """The planar convolution of one view's plane through the middle of a ``(3, 3, 3)`` grid of taps.
+
+        An axis on which the plane has two taps has the outer ones.
+        """
+        low, dilation = [-start for start in taps.start], list(taps.dilation)
+        low[view] -= dilation[view]
+        for axis, count in zip(PLANE_AXES[view], kernel_size, strict=True):
+            dilation[axis] *= 4 - count
+        return replace(
+            self.one_view(view, out_channels),
+            kernel_size=tuple(kernel_size),
+            padding_low=per_axis(tuple(low)),
+            padding_high=per_axis(tuple(low)),
+            dilation=per_axis(tuple(dilation)),
+            rule="planar",
+            prepadded=False,
+        )
 
     def without_through_plane(self, view: int) -> ConvParams:
         """The planar rule for the one view with channels: its through-plane axis unpadded."""

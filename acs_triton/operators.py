@@ -14,6 +14,8 @@ from . import amp, functional
 from .arguments import check_input, check_operands, conv_params
 from .geometry import ConvParams, default_split
 
+__all__ = ["ACSConv", "Conv2_5d", "SoftACSConv"]
+
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
@@ -186,6 +188,10 @@ class SoftACSConv(_ACSConvNd):
 
     Attributes:
         soft_w_core: ``(out_channels, 3)``; its softmax over the views is the mix. Absent with ``mean``.
+
+    >>> layer = SoftACSConv(3, 10, kernel_size=3, padding=1)
+    >>> layer(torch.rand(2, 3, 8, 16, 16)).shape, layer.view_weight.shape
+    (torch.Size([2, 10, 8, 16, 16]), torch.Size([10, 3]))
     """
 
     def __init__(
@@ -240,6 +246,10 @@ class Conv2_5d(nn.Conv3d):
         unsqueeze_axis: the axis without a kernel: -3 (D), -2 (H) or -1 (W).
 
     The weight is 5-D, as in ACSConv: ``(O, C / groups, 1, k, k)`` for the default axis.
+
+    >>> layer = Conv2_5d(3, 10, kernel_size=3, padding=1)
+    >>> layer(torch.rand(2, 3, 8, 16, 16)).shape, layer.weight.shape
+    (torch.Size([2, 10, 8, 16, 16]), torch.Size([10, 3, 1, 3, 3]))
     """
 
     def __init__(

@@ -6,6 +6,7 @@
 ``conv(input, weight, bias, ...)``     the convolution                 ``(N, O, *output_size)``
 ``input_grad(grad, weight, ...)``      its derivative for the input    ``(N, C, *input_size)``
 ``weight_grad(grad, input, ...)``      its derivative for the weight   ``(O, C/groups, ku, kv)``
+``gradients(grad, input, weight,...)`` both, not differentiable        the two above
 ====================================== =============================== ===========================
 
 Their further arguments are the fields of :class:`acs_triton.geometry.ConvParams`. Offsets that
@@ -27,48 +28,61 @@ _PARAMS = (
     "int[] kernel_size, int[] stride, int[] padding_low, int[] padding_high, int[] dilation, "
     "int groups, int[] split, str rule, bool prepadded"
 )
-_LIBRARY = torch.library.Library("acs_triton", "DEF")
-_LIBRARY.define(f"conv(Tensor input, Tensor weight, Tensor? bias, {_PARAMS}) -> Tensor")
-_LIBRARY.define(f"input_grad(Tensor grad_output, Tensor weight, SymInt[] input_size, {_PARAMS}) -> Tensor")
-_LIBRARY.define(f"weight_grad(Tensor grad_output, Tensor input, {_PARAMS}) -> Tensor")
+LIBRARY = torch.library.Library("acs_triton", "DEF")
+LIBRARY.define(f"conv(Tensor input, Tensor weight, Tensor? bias, {_PARAMS}) -> Tensor")
+LIBRARY.define(f"input_grad(Tensor grad_output, Tensor weight, SymInt[] input_size, {_PARAMS}) -> Tensor")
+LIBRARY.define(f"weight_grad(Tensor grad_output, Tensor input, {_PARAMS}) -> Tensor")
+LIBRARY.define(f"gradients(Tensor grad_output, Tensor input, Tensor weight, {_PARAMS}) -> (Tensor, Tensor)")
 
 conv = torch.ops.acs_triton.conv.default
 input_grad = torch.ops.acs_triton.input_grad.default
 weight_grad = torch.ops.acs_triton.weight_grad.default
+gradients = torch.ops.acs_triton.gradients.default
 
 
-@torch.library.impl(_LIBRARY, "conv", "CompositeExplicitAutograd")
-def _conv(input: Tensor, weight: Tensor, bias: Tensor | None, *params) -> Tensor:
+@torch.library.impl(LIBRARY, "conv", "CompositeExplicitAutograd")
+def run_conv(input: Tensor, weight: Tensor, bias: Tensor | None, *params) -> Tensor:
     geometry = ConvParams.from_args(params).geometry(input.shape[2:])
     backend = backends.choose("conv", input, weight, geometry)
     with amp.off(input):
         return backend.conv(input, weight, bias, geometry)
 
 
-@torch.library.impl(_LIBRARY, "input_grad", "CompositeExplicitAutograd")
-def _input_grad(grad_output: Tensor, weight: Tensor, input_size, *params) -> Tensor:
+@torch.library.impl(LIBRARY, "input_grad", "CompositeExplicitAutograd")
+def run_input_grad(grad_output: Tensor, weight: Tensor, input_size, *params) -> Tensor:
     geometry = ConvParams.from_args(params).geometry(input_size)
     backend = backends.choose("input_grad", grad_output, weight, geometry)
     with amp.off(grad_output):
         return backend.input_grad(grad_output, weight, geometry)
 
 
-@torch.library.impl(_LIBRARY, "weight_grad", "CompositeExplicitAutograd")
-def _weight_grad(grad_output: Tensor, input: Tensor, *params) -> Tensor:
+@torch.library.impl(LIBRARY, "weight_grad", "CompositeExplicitAutograd")
+def run_weight_grad(grad_output: Tensor, input: Tensor, *params) -> Tensor:
     geometry = ConvParams.from_args(params).geometry(input.shape[2:])
     backend = backends.choose("weight_grad", grad_output, input, geometry)
     with amp.off(input):
         return backend.weight_grad(grad_output, input, geometry)
 
 
-@torch.library.register_fake("acs_triton::conv", lib=_LIBRARY)
+@torch.library.impl(LIBRARY, "gradients", "CompositeExplicitAutograd")
+def run_gradients(grad_output: Tensor, input: Tensor, weight: Tensor, *params) -> tuple[Tensor, Tensor]:
+    geometry = ConvParams.from_args(params).geometry(input.shape[2:])
+    for_input = backends.choose("input_grad", grad_output, weight, geometry)
+    for_weight = backends.choose("weight_grad", grad_output, input, geometry)
+    with amp.off(input):
+        if for_input is for_weight is backends.torch_backend:
+            return for_input.gradients(grad_output, input, weight, geometry)
+        return for_input.input_grad(grad_output, weight, geometry), for_weight.weight_grad(grad_output, input, geometry)
+
+
+@torch.library.register_fake("acs_triton::conv", lib=LIBRARY)
 def _conv_fake(input, weight, bias, *params):
     size = ConvParams.from_args(params).output_size(input.shape[2:])
     shape = (input.shape[0], weight.shape[0], *size)
     return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
 
 
-@torch.library.register_fake("acs_triton::input_grad", lib=_LIBRARY)
+@torch.library.register_fake("acs_triton::input_grad", lib=LIBRARY)
 def _input_grad_fake(grad_output, weight, input_size, *params):
     shape = (grad_output.shape[0], weight.shape[1] * ConvParams.from_args(params).groups, *input_size)
     return torch.empty(
@@ -76,10 +90,18 @@ def _input_grad_fake(grad_output, weight, input_size, *params):
     )
 
 
-@torch.library.register_fake("acs_triton::weight_grad", lib=_LIBRARY)
+@torch.library.register_fake("acs_triton::weight_grad", lib=LIBRARY)
 def _weight_grad_fake(grad_output, input, *params):
     params = ConvParams.from_args(params)
     return grad_output.new_empty((grad_output.shape[1], input.shape[1] // params.groups, *params.kernel_size))
+
+
+@torch.library.register_fake("acs_triton::gradients", lib=LIBRARY)
+def _gradients_fake(grad_output, input, weight, *params):
+    return (
+        _input_grad_fake(grad_output, weight, input.shape[2:], *params),
+        _weight_grad_fake(grad_output, input, *params),
+    )
 
 
 def _batching_rule(op, folds):
@@ -103,6 +125,17 @@ def _batching_rule(op, folds):
     return rule
 
 
-torch.library.register_vmap("acs_triton::conv", _batching_rule(conv, folds=(0,)), lib=_LIBRARY)
-torch.library.register_vmap("acs_triton::input_grad", _batching_rule(input_grad, folds=(0,)), lib=_LIBRARY)
-torch.library.register_vmap("acs_triton::weight_grad", _batching_rule(weight_grad, folds=()), lib=_LIBRARY)
+torch.library.register_vmap("acs_triton::conv", _batching_rule(conv, folds=(0,)), lib=LIBRARY)
+torch.library.register_vmap("acs_triton::input_grad", _batching_rule(input_grad, folds=(0,)), lib=LIBRARY)
+torch.library.register_vmap("acs_triton::weight_grad", _batching_rule(weight_grad, folds=()), lib=LIBRARY)
+
+
+def _gradients_batching_rule(info, in_dims, grad_output, input, weight, *params):
+    def both(grad_output, input, weight):
+        of_input = input_grad(grad_output, weight, input.shape[2:], *params)
+        return of_input, weight_grad(grad_output, input, *params)
+
+    return torch.vmap(both, in_dims[:3])(grad_output, input, weight), (0, 0)
+
+
+torch.library.register_vmap("acs_triton::gradients", _gradients_batching_rule, lib=LIBRARY)

@@ -6,7 +6,6 @@ from hypothesis import assume, given
 
 import acs_triton.functional as ours
 import reference
-from acs_triton.layout import memory_format
 from tests.strategies import acs_arguments
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
@@ -116,43 +115,6 @@ def test_views_that_lie_wholly_outside(padding):
     assert_same(lambda m, x, w, b: m.acs_conv3d(x, w, b, split=(3, 0, 0), **options), operands)
 
 
-def test_channels_last_stays_channels_last():
-    x = randn(2, 6, 5, 6, 7).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
-    for options in ({"padding": 1}, {"stride": 2}, {"padding": 1, "groups": 3}):
-        weight = randn(9, 6 // options.get("groups", 1), 3, 3)
-        y = ours.acs_conv3d(x, weight, **options)
-        assert y.is_contiguous(memory_format=torch.channels_last_3d)
-        (grad,) = torch.autograd.grad(y.square().sum(), x)
-        assert grad.is_contiguous(memory_format=torch.channels_last_3d)
-    assert ours.acs_conv3d(x.detach().contiguous(), weight, padding=1, groups=3).is_contiguous()
-
-
-@pytest.mark.parametrize(
-    "view",
-    [
-        lambda x: x[:, 1:5],
-        lambda x: x[:, :, ::2],
-        lambda x: x.transpose(2, 4),
-        lambda x: x[:, :1].expand(-1, 4, -1, -1, -1),
-        lambda x: x.contiguous(memory_format=torch.channels_last_3d)[:, 2:6, :, 1:],
-        lambda x: x[:1].expand(3, -1, -1, -1, -1),
-    ],
-)
-def test_any_strides(view):
-    x = view(randn(2, 6, 6, 7, 8))
-    weight = randn(5, x.shape[1], 3, 3)
-    y = ours.acs_conv3d(x, weight, padding=1, stride=2)
-    torch.testing.assert_close(y, reference.acs_conv3d(x, weight, padding=1, stride=2))
-
-
-def test_expanded_gradient():
-    x, weight = randn(1, 3, 5, 5, 5).requires_grad_(), randn(4, 3, 3, 3).requires_grad_()
-    found = torch.autograd.grad(ours.acs_conv3d(x, weight, padding=1).mean(), (x, weight))
-    expected = torch.autograd.grad(reference.acs_conv3d(x, weight, padding=1).mean(), (x, weight))
-    for one, two in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, two)
-
-
 def test_unbatched_and_empty_batch():
     x, weight, bias = randn(3, 5, 6, 7), randn(4, 3, 3, 3).requires_grad_(), randn(4)
     batched = ours.acs_conv3d(x[None], weight, bias, padding=1)
@@ -181,21 +143,35 @@ def test_nan_and_inf_reach_their_receptive_field_only(value, options):
     assert torch.equal(~found.isfinite(), reached)
 
 
-def test_autocast_returns_what_conv3d_returns():
-    x, weight = torch.randn(1, 3, 5, 5, 5), torch.randn(4, 3, 3, 3, requires_grad=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = ours.acs_conv3d(x, weight, padding=1)
-        soft = ours.soft_acs_conv3d(x, weight, torch.full((4, 3), 1 / 3), padding=1)
-        double = ours.acs_conv3d(x.double(), weight.double(), padding=1)
-    assert (y.dtype, soft.dtype, double.dtype) == (torch.bfloat16, torch.bfloat16, torch.float64)
-    (grad,) = torch.autograd.grad(y.float().sum(), weight)
-    assert grad.dtype == torch.float32
+@pytest.mark.parametrize(("channels", "out_channels"), [(1, 1), (1, 4097), (4097, 1), (4097, 3)])
+def test_one_channel_and_4097(channels, out_channels):
+    operands = randn(1, channels, 3, 2, 4), randn(out_channels, channels, 3, 3), randn(out_channels)
+    assert_same(lambda m, x, w, b: m.acs_conv3d(x, w, b, padding=1), operands)
 
 
-def test_memory_format_is_pytorchs():
-    suggest = torch._prims_common.suggest_memory_format
-    base = torch.empty(2, 6, 4, 5, 7)
-    last = base.contiguous(memory_format=torch.channels_last_3d)
-    for x in (base, last, last[:, 1:4], last[:, :, 1:], base[:, :1], base[..., :1], base.transpose(1, 4), last[:0]):
-        if x.numel():
-            assert memory_format(x) == suggest(x)
+def test_4097_depthwise_channels():
+    x, weight, bias = randn(1, 4097, 3, 2, 4), randn(4097, 1, 3, 3), randn(4097)
+    found = ours.acs_conv3d(x, weight, bias, padding=1, groups=4097)
+    for channel, view in ((0, 0), (1365, 0), (1366, 1), (2731, 1), (2732, 2), (4096, 2)):
+        one, split = slice(channel, channel + 1), tuple(int(v == view) for v in range(3))
+        expected = reference.acs_conv3d(x[:, one], weight[one], bias[one], padding=1, split=split)
+        torch.testing.assert_close(found[:, one], expected)
+
+
+@pytest.mark.parametrize("options", [{"padding": 1}, {"padding": 1, "stride": 2}, {"padding": 2}], ids=str)
+def test_one_voxel(options):
+    operands = randn(2, 3, 1, 1, 1), randn(4, 3, 3, 3), randn(4)
+    assert_same(lambda m, x, w, b: m.acs_conv3d(x, w, b, **options), operands)
+    assert_same(lambda m, x, w, b, s: m.soft_acs_conv3d(x, w, s, b, **options), (*operands, randn(4, 3)))
+
+
+@pytest.mark.parametrize("library", [ours.acs_conv3d, ours.conv2_5d, ours.soft_acs_conv3d])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_empty_batch(library, groups):
+    x, weight = randn(0, 4, 5, 6, 7).requires_grad_(), randn(8, 4 // groups, 3, 3).requires_grad_()
+    shares = (torch.softmax(randn(8, 3), 1),) if library is ours.soft_acs_conv3d else ()
+    y = library(x, weight, *shares, padding=1, stride=2, groups=groups)
+    assert y.shape[:2] == (0, 8)
+    grads = torch.autograd.grad(y.sum(), (x, weight))
+    assert grads[0].shape == x.shape
+    assert torch.equal(grads[1], torch.zeros_like(weight))

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch._inductor import cpp_builder
 from torch.library import opcheck
 
 from acs_triton import ops
@@ -26,6 +27,14 @@ def test_opcheck(requires_grad, memory_format, groups):
     opcheck(ops.conv, (x, weight, None, *params.args()))
     opcheck(ops.input_grad, (grad, weight, x.shape[2:], *params.args()))
     opcheck(ops.weight_grad, (grad, x, *params.args()))
+    opcheck(ops.gradients, (grad.detach(), x.detach(), weight.detach(), *params.args()))
+
+
+def has_compiler() -> bool:
+    try:
+        return bool(cpp_builder.get_cpp_compiler())
+    except torch._inductor.exc.InvalidCxxCompiler:
+        return False
 
 
 def network():
@@ -62,6 +71,18 @@ def test_compiled_network_equals_eager_without_breaks_or_recompilation():
             for one, other in zip(got, wanted, strict=True):
                 torch.testing.assert_close(one, other)
     assert len(compiles) == 1
+
+
+@pytest.mark.skipif(not has_compiler(), reason="AOTInductor needs a C++ compiler")
+def test_ahead_of_time_compilation(tmp_path):
+    net = nn.Sequential(ACSConv(2, 3, 3, padding=1), nn.ReLU(), ACSConv(3, 2, 3, stride=2)).eval()
+    x = torch.randn(2, 2, 6, 7, 8)
+    exported = torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim("n", min=1, max=64)},))
+    package = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "net.pt2"))
+    loaded = torch._inductor.aoti_load_package(package)
+    for batch in (2, 5):
+        x = torch.randn(batch, 2, 6, 7, 8)
+        torch.testing.assert_close(loaded(x), net(x))
 
 
 def test_export_with_dynamic_sizes():

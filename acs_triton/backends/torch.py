@@ -1,211 +1,118 @@
-"""The primitives in PyTorch's own convolutions (oneDNN on CPUs, cuDNN on GPUs).
-
-Each view is one ``conv3d`` whose kernel has extent 1 on the through-plane axis. Crops are views
-of the input. A padded copy is made only where samples lie outside the input in a way that the
-convolution's own symmetric padding cannot say.
-"""
+"""The primitives in PyTorch's own convolutions (oneDNN on CPUs, cuDNN on GPUs)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..geometry import Geometry, Triple, conv_size
+from ..geometry import Geometry
 from ..layout import memory_format
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """How the axes of a tensor are padded, so that a plain convolution reads the right positions.
-
-    ``padding`` is the convolution's own. ``low`` and ``high`` are positions to add (or, where
-    negative, to cut off) before it. ``outside``: no sample lies inside the tensor.
-    """
-
-    padding: Triple
-    low: Triple
-    high: Triple
-    outside: bool
-
-
-def _fit(
-    start: Triple,
-    size: Triple,
-    out: Triple,
-    stride: Triple,
-    extent: Triple,
-    dilation: Triple,
-    pads_small_inputs: bool = True,
-) -> _Fit:
-    """``pads_small_inputs``: whether the convolution may itself pad an axis that the kernel spans."""
-    padding, low, high, outside = [0] * 3, [0] * 3, [0] * 3, False
-    for a in range(3):
-        reach = (extent[a] - 1) * dilation[a] + 1
-        last = start[a] + (out[a] - 1) * stride[a] + reach - 1
-        outside |= start[a] >= size[a] or last < 0
-        own = start[a] <= 0 and conv_size(size[a], extent[a], stride[a], -start[a], -start[a], dilation[a]) == out[a]
-        if own and (pads_small_inputs or reach < size[a]):
-            padding[a] = -start[a]
-        else:
-            low[a], high[a] = -start[a], last + 1 - size[a]
-    return _Fit(tuple(padding), tuple(low), tuple(high), outside)
-
-
-def _fitted(tensor: Tensor, fit: _Fit) -> Tensor:
-    for axis, (low, high) in enumerate(zip(fit.low, fit.high, strict=True)):
-        if low < 0 or high < 0:
-            cut = max(-low, 0)
-            tensor = tensor.narrow(axis + 2, cut, tensor.shape[axis + 2] - cut - max(-high, 0))
-    if max(fit.low + fit.high) > 0:
-        tensor = F.pad(tensor, _pads(tuple(max(n, 0) for n in fit.low), tuple(max(n, 0) for n in fit.high)))
-    return tensor
-
-
-def _unfitted(gradient: Tensor, fit: _Fit) -> Tensor:
-    """The gradient of :func:`_fitted`: what was added is cut off, what was cut off is zero."""
-    if not any(fit.low + fit.high):
-        return gradient
-    return F.pad(gradient, _pads(tuple(-n for n in fit.low), tuple(-n for n in fit.high)))
-
-
-def _pads(low: Triple, high: Triple) -> tuple[int, ...]:
-    return (low[2], high[2], low[1], high[1], low[0], high[0])
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """What one conv3d computes: output channels ``[first, end)`` of one view, whole groups or a part of one."""
-
-    view: int
-    first: int
-    end: int
-    first_group: int
-    groups: int
-    extent: Triple
-    dilation: Triple
-    fit: _Fit
-    mirrored: _Fit
-    weight_fit: _Fit
-
-    @property
-    def channels(self) -> int:
-        return self.end - self.first
-
-    def of_input(self, tensor: Tensor, groups: int) -> Tensor:
-        """The piece's channels of a tensor with the input's channels."""
-        if self.groups == groups:
-            return tensor
-        per_group = tensor.shape[1] // groups
-        return tensor.narrow(1, self.first_group * per_group, self.groups * per_group)
-
-    def of_output(self, tensor: Tensor, dim: int) -> Tensor:
-        """The piece's channels of a tensor with the output's channels along ``dim``."""
-        return tensor if tensor.shape[dim] == self.channels else tensor.narrow(dim, self.first, self.channels)
-
-    def kernel(self, weight: Tensor) -> Tensor:
-        return self.of_output(weight, 0).unsqueeze(self.view + 2)
-
-
-@lru_cache(maxsize=4096)
-def _pieces(geometry: Geometry, out_channels: int) -> tuple[_Piece, ...]:
-    g = geometry
-    views = ((g.views[0][0], 0, out_channels),) if g.coincident else g.views
-    per_group = out_channels // g.groups
-    pieces = []
-    for view, first, end in views:
-        start, extent, dilation = g.start[view], g.extent(view), g.dilation[view]
-        fit = _fit(start, g.input_size, g.output_size, g.stride, extent, dilation)
-        # oneDNN's weight gradient (PyTorch 2.14) is wrong, or writes where it must not, for float32 and
-        # bfloat16 inputs that are no larger than the kernel along an axis that it pads itself.
-        weight_fit = _fit(start, g.input_size, g.output_size, g.stride, extent, dilation, pads_small_inputs=False)
-        mirrored_start = tuple(-s - (e - 1) * d for s, e, d in zip(start, extent, dilation, strict=True))
-        mirrored = _fit(mirrored_start, g.output_size, g.input_size, (1, 1, 1), extent, dilation)
-        while first < end:
-            group, done = divmod(first, per_group)
-            whole = (end - first) // per_group if done == 0 else 0
-            stop = first + whole * per_group if whole else min(end, (group + 1) * per_group)
-            pieces.append(_Piece(view, first, stop, group, max(whole, 1), extent, dilation, fit, mirrored, weight_fit))
-            first = stop
-    return tuple(pieces)
+from . import onednn
+from .pieces import Piece, cut, pieces_of
 
 
 def conv(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Forward: ``(N, C, D, H, W)`` and ``(O, C/groups, ku, kv)`` to ``(N, O, *geometry.output_size)``."""
-    parts = []
-    for piece in _pieces(geometry, weight.shape[0]):
-        piece_bias = None if bias is None else piece.of_output(bias, 0)
-        if piece.fit.outside:
-            part = _constant(input, piece, piece_bias, geometry)
+    format, pieces = memory_format(input), pieces_of(geometry, weight.shape[0])
+    biases = (None,) * len(pieces) if bias is None else cut(bias, pieces)
+    shape = input.shape[0], weight.shape[0], *geometry.output_size
+    # Written part by part, so that one part at a time is held beside the result.
+    result = None if len(pieces) == 1 and not pieces[0].fit.outside else _empty(input, shape, format)
+    for piece, kernel, piece_bias in zip(pieces, cut(weight, pieces), biases, strict=True):
+        fit = piece.fit
+        if fit.outside:
+            part = input.new_zeros(()) if piece_bias is None else piece_bias.view(-1, 1, 1, 1)
         else:
-            part = F.conv3d(
-                _fitted(piece.of_input(input, geometry.groups), piece.fit),
-                piece.kernel(weight),
-                piece_bias,
-                geometry.stride,
-                piece.fit.padding,
-                piece.dilation,
-                piece.groups,
-            )
-        parts.append(part)
-    result = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-    return result.contiguous(memory_format=memory_format(input))
-
-
-def _constant(input: Tensor, piece: _Piece, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    part = input.new_zeros((input.shape[0], piece.channels, *geometry.output_size))
-    return part if bias is None else part + bias.view(1, -1, 1, 1, 1)
+            data, kernel = fit.apply(piece.of_input(input, geometry.groups)), kernel.unsqueeze(piece.view + 2)
+            part = onednn.conv3d(data, kernel, piece_bias, geometry.stride, fit.padding, piece.dilation, piece.groups)
+        if result is None:
+            return part.contiguous(memory_format=format)
+        piece.of_output(result, 1).copy_(part)
+    return result
 
 
 def input_grad(grad_output: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """Derivative for the input: ``(N, O, *geometry.output_size)`` to ``(N, C, *geometry.input_size)``."""
-    pieces = [piece for piece in _pieces(geometry, weight.shape[0]) if not piece.fit.outside]
-    parts = [_piece_input_grad(piece, grad_output, weight, geometry) for piece in pieces]
-    spans = [(piece.first_group, piece.groups) for piece in pieces]
-    if parts and all(span == (0, geometry.groups) for span in spans):
-        result = parts[0]
-        for part in parts[1:]:
-            result.add_(part)
-    elif _tiled(spans, geometry.groups):
-        result = torch.cat(parts, 1)
-    else:
-        channels = weight.shape[1] * geometry.groups
-        result = grad_output.new_zeros((grad_output.shape[0], channels, *geometry.input_size))
-        for piece, part in zip(pieces, parts, strict=True):
-            piece.of_input(result, geometry.groups).add_(part)
-    return result.contiguous(memory_format=memory_format(grad_output))
+    return gradients(grad_output, None, weight, geometry)[0]
 
 
-def _tiled(spans, groups: int) -> bool:
-    """Whether the spans ``(first, count)`` follow each other without gap or overlap."""
-    ends = [0, *(first + count for first, count in spans)]
-    return ends[-1] == groups and all(first == end for (first, _), end in zip(spans, ends, strict=False))
+def weight_grad(grad_output: Tensor, input: Tensor, geometry: Geometry) -> Tensor:
+    """Derivative for the weight: ``(O, C/groups, ku, kv)``."""
+    return gradients(grad_output, input, None, geometry)[1]
 
 
-def _piece_input_grad(piece: _Piece, grad_output: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    grad, kernel = piece.of_output(grad_output, 1), piece.kernel(weight)
-    if geometry.stride == (1, 1, 1):
-        # oneDNN's forward is far faster than ATen's backward for depthwise layers, and never slower.
-        return F.conv3d(
-            _fitted(grad, piece.mirrored),
-            _transposed(kernel, piece.groups),
-            None,
-            1,
-            piece.mirrored.padding,
-            piece.dilation,
-            piece.groups,
+def gradients(
+    grad_output: Tensor, input: Tensor | None, weight: Tensor | None, geometry: Geometry
+) -> tuple[Tensor | None, Tensor | None]:
+    """Both derivatives, for which the output's gradient is cut into pieces once.
+
+    The input's needs ``weight`` and the weight's needs ``input``; None where that is None.
+    """
+    format, groups = memory_format(grad_output), geometry.groups
+    pieces = [piece for piece in pieces_of(geometry, grad_output.shape[1]) if not piece.fit.outside]
+    (channels, like) = (input.shape[1], input) if weight is None else (weight.shape[1] * groups, weight)
+    size = grad_output.shape[0], channels, *geometry.input_size
+    # Pieces that read all channels are added up as they come; others are added to a part of the sum.
+    whole = bool(pieces) and all(piece.groups == groups for piece in pieces)
+    total = None if whole or weight is None else _empty(grad_output, size, format).zero_()
+    shape = grad_output.shape[1], channels // groups, *geometry.kernel_size
+    for_weight = None if input is None else like.new_zeros(shape)
+    for piece in pieces:
+        grad = piece.of_output(grad_output, 1).contiguous(memory_format=format)
+        kernel = like.new_empty((piece.channels, *shape[1:])) if weight is None else piece.of_output(weight, 0)
+        # oneDNN's forward convolution is faster than its gradient, and far so for depthwise layers.
+        mirrored = weight is not None and geometry.stride == (1, 1, 1) and onednn.worthwhile(grad, kernel)
+        mask = weight is not None and not mirrored, input is not None
+        part = None
+        if any(mask):
+            data = _empty(grad, size, format) if input is None else input
+            part, of_weight = _piece_gradients(piece, geometry, grad, piece.of_input(data, groups), kernel, mask)
+            if of_weight is not None:
+                piece.of_output(for_weight, 0).copy_(of_weight)
+        if mirrored:
+            fit, kernel = piece.mirrored, _transposed(piece.kernel(weight), piece.groups)
+            operands = fit.apply(grad), kernel, None, geometry.stride, fit.padding, piece.dilation, piece.groups
+            if whole:
+                total = onednn.conv3d(*operands, total=total)
+                continue
+            part = onednn.conv3d(*operands)
+        if part is not None:
+            if total is None:
+                total = part
+            else:
+                piece.of_input(total, groups).add_(part)
+    return None if weight is None else total.contiguous(memory_format=format), for_weight
+
+
+def _piece_gradients(
+    piece: Piece, geometry: Geometry, grad: Tensor, input: Tensor, kernel: Tensor, mask: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients that ``mask`` asks for, of the piece's input channels and of its kernel, by PyTorch's own backward.
+
+    Of an operand whose partner's gradient is not asked for, the shape counts alone.
+    """
+    groups, mask = piece.groups, (*mask, False)
+    if onednn.by_slices(piece, geometry, input, grad, kernel):
+        slices = piece.slices
+        fit = slices.weight_fit if mask[1] else slices.fit
+        planes = fit.apply(slices.of_input(input))
+        for_planes, for_kernel, _ = _backward(
+            slices.of_output(grad), planes, kernel, slices.stride, fit.padding, slices.dilation, groups, mask
         )
-    size = [n + low + high for n, low, high in zip(geometry.input_size, piece.fit.low, piece.fit.high, strict=True)]
-    like = torch.empty(
-        (grad.shape[0], piece.groups * kernel.shape[1], *size),
-        dtype=grad.dtype,
-        device=grad.device,
-        memory_format=memory_format(grad_output),
+        if for_planes is None:
+            return None, for_kernel
+        for_input = torch.zeros_like(input)
+        planes = slices.planes_of_input(for_input)
+        planes.copy_(fit.undo(for_planes).unflatten(0, planes.shape[:2]))
+        return for_input, for_kernel
+    fit, axis = piece.weight_fit if mask[1] else piece.fit, piece.view + 2
+    for_input, for_kernel, _ = _backward(
+        grad, fit.apply(input), kernel.unsqueeze(axis), geometry.stride, fit.padding, piece.dilation, groups, mask
     )
-    return _unfitted(_conv_backward(piece, geometry, grad, like, kernel, piece.fit, (True, False, False))[0], piece.fit)
+    return (
+        None if for_input is None else fit.undo(for_input),
+        None if for_kernel is None else for_kernel.squeeze(axis),
+    )
 
 
 def _transposed(kernel: Tensor, groups: int) -> Tensor:
@@ -215,39 +122,13 @@ def _transposed(kernel: Tensor, groups: int) -> Tensor:
     return kernel.reshape(groups * in_channels, out_channels // groups, *kernel.shape[3:]).flip(2, 3, 4)
 
 
-def weight_grad(grad_output: Tensor, input: Tensor, geometry: Geometry) -> Tensor:
-    """Derivative for the weight: ``(O, C/groups, ku, kv)``."""
-    out_channels, group_channels = grad_output.shape[1], input.shape[1] // geometry.groups
-    parts = []
-    for piece in _pieces(geometry, out_channels):
-        if piece.fit.outside:
-            part = input.new_zeros((piece.channels, group_channels, *geometry.kernel_size))
-        else:
-            part = _conv_backward(
-                piece,
-                geometry,
-                piece.of_output(grad_output, 1),
-                _fitted(piece.of_input(input, geometry.groups), piece.weight_fit),
-                input.new_empty((piece.channels, group_channels, *piece.extent)),
-                piece.weight_fit,
-                (False, True, False),
-            )[1].squeeze(piece.view + 2)
-        parts.append(part)
-    result = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return result.contiguous()
-
-
-def _conv_backward(piece: _Piece, geometry: Geometry, grad, input, kernel, fit: _Fit, mask):
+def _backward(grad, input, kernel, stride, padding, dilation, groups: int, mask):
+    """``(input's, weight's, bias's)`` gradients of a convolution of any dimension, where ``mask`` asks for them."""
+    zeros = (0,) * len(stride)
     return torch.ops.aten.convolution_backward(
-        grad,
-        input,
-        kernel,
-        None,
-        geometry.stride,
-        fit.padding,
-        piece.dilation,
-        False,
-        (0, 0, 0),
-        piece.groups,
-        mask,
+        grad, input, kernel, None, stride, padding, dilation, False, zeros, groups, mask
     )
+
+
+def _empty(like: Tensor, size, memory_format: torch.memory_format) -> Tensor:
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=memory_format)
