@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.utils.checkpoint import checkpoint
 
-from acs_triton.lifting import KINDS, LiftingError, convert
+from acs_triton import LiftingError
+from acs_triton.lifting import KINDS, convert
 from acs_triton.operators import ACSConv, SoftACSConv
 
 
@@ -228,11 +229,40 @@ def test_checkpoints(reentrant, volume):
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_a_checkpoint_that_computes_before_it_calls_a_module_is_refused(reentrant, volume):
-    model = network(lambda block, x: checkpoint(lambda y: block(y * 2), x, use_reentrant=reentrant))
-    result = convert(model)(volume)
-    with pytest.raises(LiftingError, match="put all that the checkpoint runs into one module"):
-        result.sum().backward()
+def test_checkpoints_of_what_is_no_module(reentrant, volume):
+    """What is recomputed around the modules mixes positions as in the first pass: within volumes."""
+
+    def around(block, x):
+        joined = torch.cat([x, F.interpolate(F.max_pool2d(x, 2), x.shape[2:])], 1).unflatten(1, (2, -1)).sum(1)
+        y = block(F.avg_pool2d(joined, 3, 1, 1))
+        return y * y.mean((2, 3), keepdim=True)
+
+    def call(block, x):
+        return checkpoint(around, block, x, use_reentrant=reentrant)
+
+    gradients = []
+    for model in (network(around), network(call)):
+        model.blocks[0].requires_grad_(False)
+        convert(model)
+        deep, wide = model(volume), model(volume.repeat(1, 1, 2, 1, 1))
+        image = model(volume[:, :, 0])  # recomputed as an image
+        (deep.square().sum() + wide.square().sum() + image.square().sum()).backward()
+        gradients.append([parameter.grad for parameter in model.parameters() if parameter.requires_grad])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_memory_efficient_densenet():
+    models = pytest.importorskip("torchvision").models
+    gradients = []
+    for efficient in (False, True):
+        torch.manual_seed(0)
+        options = {"growth_rate": 4, "block_config": (2, 2), "num_init_features": 4, "num_classes": 3}
+        model = convert(models.DenseNet(memory_efficient=efficient, **options)).double()
+        model(torch.randn(2, 3, 16, 32, 24, dtype=torch.float64)).square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -313,7 +343,7 @@ def test_exported_for_any_size(volume):
     model = convert(Skip().double()).eval()
     sizes = {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO, 4: torch.export.Dim.AUTO}
     with torch.no_grad():
-        exported = torch.export.export(model, (volume,), dynamic_shapes=((sizes,),)).module()
+        exported = torch.export.export(model, (volume,), dynamic_shapes=(sizes,)).module()
         for depth, height, width in ((8, 12, 16), (10, 18, 14), (14, 10, 22)):
             other = torch.randn(2, 1, depth, height, width, dtype=torch.float64)
             torch.testing.assert_close(exported(other), model(other))
@@ -347,3 +377,45 @@ def test_feature_extractor(volume):
             "stem": (2, 6, 4, 6, 8),
             "pool": (2, 6, 2, 3, 4),
         }
+
+
+class Activations(nn.Module):
+    """What torch.compile does not ask torch function modes about by itself, and a dropout of whole volumes."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.hard, self.drop = nn.Hardswish(inplace=True), nn.Dropout(0.5)
+
+    def forward(self, x):
+        x = self.hard(self.first(x))
+        gate = F.hardsigmoid(F.adaptive_avg_pool2d(self.second(x), 1))
+        x = self.second(F.hardswish(x * gate)) + F.tanh(x) * F.sigmoid(x)
+        return self.drop(F.threshold(x, 0.1, 0.0).mean((2, 3)))
+
+
+def test_compiled_activations_keep_the_volumes(volume):
+    model = convert(Activations().double()).eval()
+    expected = model(volume)
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(volume), expected)
+    torch.compiler.reset()
+    assert expected.shape == (2, 4)
+
+
+def test_a_compiled_network_that_loses_its_slices_is_refused(volume):
+    class Lost(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3, padding=1)
+
+        def forward(self, x):
+            with torch._C.DisableTorchFunction():
+                x = x * 2
+            return F.conv2d(x, self.conv.weight)
+
+    model = convert(Lost().double())
+    with pytest.raises(Exception, match="no torch function computed it"):
+        torch.compile(model, fullgraph=True, backend="eager")(volume)
+    torch.compiler.reset()
+    with pytest.raises(LiftingError, match="no torch function computed it"):
+        model(volume)

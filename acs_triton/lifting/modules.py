@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-import threading
+import inspect
+import types
 from dataclasses import replace
 
 import torch
@@ -14,9 +15,10 @@ from torch.nn.utils import parametrize
 from ..operators import ACSConv, Conv2_5d, SoftACSConv
 from .errors import LiftingError
 from .options import INFLATIONS, LayerRules, Lift, check_kind
-from .recompute import note_run, recall, remember
+from .recompute import follow_checkpoints
 from .rows import first_rows, rows_of, tensors_in
-from .run import Run, twin_of
+from .run import Run, images, twin_of
+from .tracing import ask_about_all_functions
 from .weights import adapt_checkpoint, adapt_first_convolution, add_parameters, is_inflated
 
 _SOLID = (
@@ -27,14 +29,8 @@ _SOLID = (
 )
 """Modules that work on volumes by themselves."""
 
-
-class _Images(threading.local):
-    """How many modules are running on images: there, tensors of five axes are no volumes."""
-
-    depth = 0
-
-
-_images = _Images()
+_PLANAR = tuple(value for name, value in vars(nn).items() if name.endswith("2d") and "Dropout" not in name)
+"""Modules that do not."""
 
 
 class _Lifted:
@@ -51,18 +47,12 @@ class _Lifted:
     def forward(self, *args, **kwargs):
         tensors = tensors_in(args) + tensors_in(kwargs.values())
         rows = first_rows(tensors)
-        if not torch.compiler.is_compiling():
-            if rows is None and not _images.depth:
-                rows = recall(tensors, self._acs_lift.path)
-            remember(tensors)
         if rows is not None:
             return _resume(rows.run, self, super().forward, args, kwargs)
         volumes = [tensor for tensor in tensors if tensor.dim() == 5 or twin_of(tensor) is not None]
-        if volumes and self._acs_lift.folds and not _images.depth:
-            twin = twin_of(volumes[0])
+        twin = twin_of(volumes[0]) if volumes else None
+        if volumes and (self._acs_lift.folds or twin is not None) and not images.depth:
             run = Run(volumes[0].shape[0], self._acs_lift.across) if twin is None else rows_of(twin).run
-            if twin is None and not torch.compiler.is_compiling():
-                note_run(run)
             args, kwargs = run.fold(args), run.fold(kwargs)
             result = _resume(run, self, super().forward, args, kwargs)
             return run.unfold(result, final=twin is None)
@@ -70,14 +60,14 @@ class _Lifted:
             return _call_mixed(self, super().forward, args, kwargs)
         if not tensors or not self._acs_lift.folds:
             return super().forward(*args, **kwargs)
-        _images.depth += 1
+        images.depth += 1
         try:
             if is_inflated(self):
                 with Run(1, self._acs_lift.axis):
                     return super().forward(*args, **kwargs)
             return super().forward(*args, **kwargs)
         finally:
-            _images.depth -= 1
+            images.depth -= 1
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
         adapt_checkpoint(self, state_dict, prefix)
@@ -109,10 +99,11 @@ def _call_mixed(module, forward, args, kwargs):
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         if isinstance(error, (LiftingError, torch.OutOfMemoryError)):
             raise
-        solid = [name for name, child in module.named_modules() if isinstance(child, _SOLID)]
+        names = ", ".join([name for name, child in module.named_modules() if isinstance(child, _SOLID)][:3])
         raise LiftingError(
-            f"cannot lift {module._acs_lift.path or 'the network itself'} ({type(module).__name__}): it contains 3D "
-            f"modules ({', '.join(solid[:3])}), so it is given volumes as they are, but fails on them: {error}"
+            f"cannot lift {module._acs_lift.path or 'the network itself'} ({type(module).__name__}): it "
+            f"{f'contains 3D modules ({names})' if names else 'is used beside 3D modules and has no 2D ones'}, so it "
+            f"is given volumes as they are, but fails on them: {error}"
         ) from error
 
 
@@ -126,11 +117,23 @@ def _has_hooks(module: nn.Module) -> bool:
 def _lifted_class(base: type) -> type:
     if issubclass(base, torch.jit.ScriptModule):
         raise LiftingError("cannot lift a ScriptModule: its operations are fixed; convert the module it was made from")
-    members = {"__doc__": base.__doc__, "_acs_base": base}
+    follow_checkpoints()
+    ask_about_all_functions()
+    members = {"__doc__": base.__doc__, "_acs_base": base, "forward": _with_signature(base.forward)}
     members.update(__module__=base.__module__, __qualname__=base.__qualname__)
     if hasattr(base, "__deepcopy__"):
         members["__deepcopy__"] = _deepcopy
+    if issubclass(base, torch.fx.GraphModule):
+        members["recompile"] = _recompile
     return type(base.__name__, (_Lifted, base), members)
+
+
+def _with_signature(forward):
+    """:meth:`_Lifted.forward` with the arguments of the network's own: exporters read their names."""
+    own = _Lifted.forward
+    function = types.FunctionType(own.__code__, own.__globals__, own.__name__, own.__defaults__, own.__closure__)
+    function.__signature__ = inspect.signature(forward)
+    return function
 
 
 def _deepcopy(module, memo):
@@ -143,6 +146,15 @@ def _deepcopy(module, memo):
     _swap_class(copied)
     copied._acs_lift = module._acs_lift
     return copied
+
+
+def _recompile(module):
+    """Let ``torch.fx.GraphModule`` write the forward it generates into its own class, not over the lifted one."""
+    lifted, module.__class__ = type(module), type(module)._acs_base
+    try:
+        return module.recompile()
+    finally:
+        module.__class__ = lifted
 
 
 def _swap_class(module: nn.Module) -> None:
@@ -159,6 +171,10 @@ def _rebuild(rebuild, args):
     module = rebuild(*args)
     _swap_class(module)
     return module
+
+
+def _contains(module: nn.Module, kinds: tuple[type, ...]) -> bool:
+    return any(isinstance(child, kinds) for child in module.modules())
 
 
 def is_lifted(module: nn.Module) -> bool:
@@ -222,10 +238,12 @@ def convert(
         raise ValueError(f"inflation must be one of {', '.join(map(repr, INFLATIONS))}, got {inflation!r}")
     layer_rules = LayerRules(rules)
     plan = []
+    mixed = _contains(model, _SOLID)
     for path, module in model.named_modules():
         if isinstance(module, _SOLID):
             continue
-        folds = not any(isinstance(child, _SOLID) for child in module.modules())
+        # Beside 3D modules, what has no 2D ones is left as it is: it may call 3D functions.
+        folds = not _contains(module, _SOLID) and not (mixed and not _contains(module, _PLANAR))
         lift = layer_rules.apply(Lift(kind, path, folds, 5 + axis, inflation), module)
         before = module._acs_lift.kind if is_lifted(module) else lift.kind
         if before != lift.kind and {before, lift.kind} & {"soft", "3d"}:

@@ -20,7 +20,7 @@ class Lift:
         kind: one of :data:`KINDS`.
         path: the module's name in the network.
         folds: whether a volume given to the module is folded into slices; not so for what
-            contains native 3D modules.
+            contains native 3D modules, nor for what stands beside them and contains no 2D ones.
         axis: axis of the volume ``(N, C, D, H, W)`` across the plane of the 2D network: 2, 3 or 4.
         inflation: one of :data:`INFLATIONS`.
         split: output channels of the three views, or None for a third each.

@@ -1,78 +1,76 @@
-"""Reentrant gradient checkpoints: the recomputation gets detached copies, which lost their rows.
+"""Gradient checkpoints inside a lifted network: what they recompute runs as it ran first.
 
-``torch.utils.checkpoint`` with ``use_reentrant=True`` runs a function without gradients, and in the
-backward pass once more on ``detach()``-ed inputs. These share memory with the first inputs, by
-which their rows are found again. (Without reentry the inputs are the same tensors.)
+``torch.utils.checkpoint`` runs a function once more in the backward pass, when the network's
+forward pass is over. The two methods of PyTorch that keep the function, one for each kind of checkpoint, are
+replaced by ones that keep its surroundings too: the run, the layer it was called from, the
+depths seen up to there, and the rows of its arguments (the reentrant kind detaches these, so they
+come without).
 """
 
 from __future__ import annotations
 
-from weakref import WeakSet
+import functools
 
-import torch
-from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
+import torch.utils.checkpoint as checkpoints
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
 
 from .errors import LiftingError
-from .rows import Rows, rows_of
-
-_seen: dict[tuple, tuple[StorageWeakRef, Rows | None]] = {}
-_runs = WeakSet()
+from .rows import rows_of, tensors_in
+from .run import Run, images
 
 
-def note_run(run) -> None:
-    """Note a run; it lives as long as a tensor of it does."""
-    _runs.add(run)
+def follow_checkpoints() -> None:
+    """Let checkpoints keep the run that they were made in; others stay as they are. Once is enough."""
+    for kind, name in ((checkpoints.CheckpointFunction, "forward"), (checkpoints._CheckpointFrame, "__init__")):
+        method = getattr(kind, name)
+        if not hasattr(method, "_acs_original"):
+            replacement = _taking_surroundings(method)
+            setattr(kind, name, staticmethod(replacement) if name == "forward" else replacement)
 
 
-def _key(tensor: Tensor) -> tuple:
-    return tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape)
+def _taking_surroundings(method):
+    @functools.wraps(method)
+    def replacement(owner, function, *args, **kwargs):
+        return method(owner, _with_surroundings(function, args), *args, **kwargs)
+
+    replacement._acs_original = method
+    return replacement
 
 
-def _forget_freed() -> None:
-    for key in [key for key, (storage, _) in list(_seen.items()) if storage.expired()]:
-        _seen.pop(key, None)
+def _with_surroundings(function, args):
+    """``function`` with what surrounds this call; itself where no lifted network is running."""
+    run = next((mode for mode in reversed(_get_current_function_mode_stack()) if isinstance(mode, Run)), None)
+    if run is None and not images.depth:
+        return function
+    depth = images.depth
+    state = None if run is None else run.state()
+    rows = [rows_of(arg) for arg in args]  # the reentrant kind passes the function's own arguments last
+
+    def resumed(*own, **kwargs):
+        if run is not None and run.active:
+            return function(*own, **kwargs)  # the first pass
+        for arg, before in zip(reversed(own), reversed(rows), strict=False):
+            if before is not None and rows_of(arg) is None:
+                before.put_on(arg)
+        if run is not None and not depth and any(_lost_its_rows(item) for item in tensors_in(own)):
+            raise LiftingError(
+                f"cannot lift {run.path}: a checkpoint inside a checkpoint is recomputed from a tensor that it "
+                f"detached; use one of the two"
+            )
+        outside, images.depth = images.depth, depth
+        try:
+            if run is None:
+                return function(*own, **kwargs)
+            with run.resumed(state):
+                return function(*own, **kwargs)
+        finally:
+            images.depth = outside
+
+    return resumed
 
 
-def remember(tensors: list[Tensor]) -> None:
-    """Note what a module is given, where a checkpoint may run it again: tensors that need gradients.
-
-    Slices carry their rows; images are marked as such, or no gradient of them could be told from
-    one of slices of unknown origin while volumes are about.
-    """
-    if not any(tensor.requires_grad for tensor in tensors):
-        return
-    reentrant = not torch.is_grad_enabled()
-    if reentrant:
-        _forget_freed()
-    for tensor in tensors:
-        rows = rows_of(tensor)
-        if rows is None:
-            tensor._acs_image = True
-        if reentrant:
-            _seen[_key(tensor)] = (StorageWeakRef(tensor.untyped_storage()), rows)
-
-
-def recall(tensors: list[Tensor], path: str) -> Rows | None:
-    """Give tensors that a checkpoint recomputes from their rows; the record of the first, None for images.
-
-    Raises:
-        LiftingError: in the middle of the backward pass of volumes, a tensor of unknown origin.
-    """
-    if torch._C._current_graph_task_id() == -1:
-        return None
-    _forget_freed()
-    found, unknown = None, False
-    for tensor in tensors:
-        storage, rows = _seen.get(_key(tensor), (None, None))
-        if rows is not None:
-            rows.put_on(tensor)
-            found = found or rows
-        elif storage is None and not hasattr(tensor, "_acs_image"):
-            unknown = unknown or (tensor.dim() == 4 and tensor.requires_grad)
-    if found is None and _runs and unknown:
-        raise LiftingError(
-            f"cannot lift {path}: a checkpoint recomputes it from a tensor that it computed before calling a module; "
-            f"put all that the checkpoint runs into one module"
-        )
-    return found
+def _lost_its_rows(tensor: Tensor) -> bool:
+    return (
+        tensor.dim() == 4 and tensor.requires_grad and not isinstance(tensor, nn.Parameter) and rows_of(tensor) is None
+    )

@@ -96,13 +96,20 @@ class Description:
         operations: those that were rewritten, or run on each slice, in order.
         parameters: number of parameters.
         flops: of convolutions and matrix products, a multiplication and an addition counted as two.
-        refusal: why the network cannot run on this volume, None where it can.
+        refusals: why the network cannot run on this volume, operation by operation; empty where it
+            can. After a refusal the list goes on with what the operation does to each slice, as
+            far as that goes.
     """
 
     operations: tuple[Operation, ...]
     parameters: int
     flops: int
-    refusal: str | None
+    refusals: tuple[str, ...]
+
+    @property
+    def refusal(self) -> str | None:
+        """The first refusal, None where there is none."""
+        return self.refusals[0] if self.refusals else None
 
     def __str__(self) -> str:
         header = ("layer", "operation", "becomes", "input", "output", "MFLOP")
@@ -119,7 +126,7 @@ class Description:
         table.append("")
         table += [f"{count:5d}  {action}" for action, count in actions.most_common()]
         table.append(f"parameters {self.parameters:,}; {self.flops / 1e9:.2f} GFLOP")
-        table.append(f"refused: {self.refusal}" if self.refusal else "nothing is refused")
+        table += [f"refused: {refusal}" for refusal in self.refusals] or ["nothing is refused"]
         return "\n".join(table)
 
 
@@ -154,17 +161,33 @@ def describe(model: nn.Module, example: Tensor, kind: str = "acs", *, show: bool
             )
         )
 
-    run = Run(example.shape[0], model._acs_lift.across, record)
-    refusal = None
+    refusals = []
+
+    def go_on(run, error, rows, function, args, kwargs):
+        refusals.append(str(error))
+        try:
+            result = function(*args, **kwargs)
+        except Exception:
+            raise error from None
+        for tensor in tensors_in([result]):
+            if rows.axis == 0 and tensor.dim() and tensor.shape[0] == rows.slices * rows.inner:
+                axes = "rcpp" if tensor.dim() == 4 else "r" + "c" * (tensor.dim() - 1)
+                rows.replace(axes=axes, pooled=False).put_on(tensor)
+        return result
+
+    run = Run(example.shape[0], model._acs_lift.across, record, go_on)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad():
         volume = fake.from_tensor(example.detach())
         try:
             model(run.fold(volume))
-        except LiftingError as error:
-            refusal = str(error)
+        except Exception as error:
+            if not isinstance(error, LiftingError) and not refusals:
+                raise
+            if isinstance(error, LiftingError) and str(error) not in refusals:
+                refusals.append(str(error))
     flops = sum(one.flops for one in operations)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    description = Description(tuple(operations), parameters, flops, refusal)
+    description = Description(tuple(operations), parameters, flops, tuple(refusals))
     if show:
         print(description)
     return description

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from math import prod
 
+import torch
 from torch import Tensor
 
 ATTRIBUTE = "_acs_rows"
@@ -194,3 +195,11 @@ def splits_or_merges(old: list[int], new: list[int]) -> bool:
     """Whether a reshape from ``old`` to ``new`` only splits axes and merges axes, and never cuts across two."""
     groups = regroup(old, new)
     return groups is not None and all(len(mine) <= 1 or len(theirs) <= 1 for mine, theirs in groups)
+
+
+def known_equal(one, other) -> bool:
+    """Whether two sizes are equal; of symbolic ones, whether they are for every input, without a new guard."""
+    if isinstance(one, torch.SymInt) or isinstance(other, torch.SymInt):
+        # Where there are symbols this module is loaded; importing it takes longer than the whole library.
+        return torch.fx.experimental.symbolic_shapes.statically_known_true(one == other)
+    return one == other

@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from .errors import LiftingError
-from .rows import BatchSize, Rows, describe_tensor, first_of_each_volume, first_rows, repeat_rows, rows_of, tensors_in
+from .rows import (
+    BatchSize,
+    Rows,
+    describe_tensor,
+    first_of_each_volume,
+    first_rows,
+    known_equal,
+    repeat_rows,
+    rows_of,
+    tensors_in,
+)
 from .rules import QUERIES, RULES, function_name
 
 
 def twin_of(volume) -> Tensor | None:
     """The batch of slices that a volume was made from, to be shown to a hook."""
     return getattr(volume, "_acs_twin", None)
+
+
+class _Images(threading.local):
+    """How many modules are running on images: there, tensors of five axes are no volumes."""
+
+    depth = 0
+
+
+images = _Images()
 
 
 class Run(TorchFunctionMode):
@@ -32,9 +53,11 @@ class Run(TorchFunctionMode):
             change of depth is given the present one.
         active: how many times the run is entered at the moment.
         record: called as ``record(run, name, args, kwargs, result)`` after each operation.
+        refused: called as ``refused(run, error, rows, function, args, kwargs)`` instead of raising
+            the error of an operation; what it returns is the operation's result.
     """
 
-    def __init__(self, volumes: int, axis: int = 2, record=None):
+    def __init__(self, volumes: int, axis: int = 2, record=None, refused=None):
         super().__init__()
         self.volumes = volumes
         self.axis = axis
@@ -43,6 +66,7 @@ class Run(TorchFunctionMode):
         self.batches = []
         self.active = 0
         self.record = record
+        self.refused = refused
 
     def __enter__(self):
         self.active += 1
@@ -51,6 +75,21 @@ class Run(TorchFunctionMode):
     def __exit__(self, *error):
         self.active -= 1
         return super().__exit__(*error)
+
+    def state(self) -> tuple[list, list, list]:
+        """What is known at this point of the pass, for :meth:`resumed`."""
+        return self.layers.copy(), self.planes.copy(), self.batches.copy()
+
+    @contextmanager
+    def resumed(self, state):
+        """The run, as it was at an earlier point, for the time of the block."""
+        after = self.layers, self.planes, self.batches
+        self.layers, self.planes, self.batches = (part.copy() for part in state)
+        try:
+            with self:
+                yield
+        finally:
+            self.layers, self.planes, self.batches = after
 
     @property
     def layer(self):
@@ -165,6 +204,17 @@ class Run(TorchFunctionMode):
             if rule is not None and rule.spatial:
                 return self._without_rows(name, function, args, kwargs)
             return function(*args, **kwargs)
+        try:
+            result = self._rewritten(name, rule, function, args, kwargs)
+        except LiftingError as error:
+            if self.refused is None:
+                raise
+            return self.refused(self, error, rows, function, args, kwargs)
+        if self.record is not None:
+            self.record(self, name, args, kwargs, result)
+        return result
+
+    def _rewritten(self, name, rule, function, args, kwargs):
         if kwargs.get("out") is not None:
             raise self.error(name, args, kwargs, "it writes to a given tensor (out=)")
         if rule is None:
@@ -172,16 +222,13 @@ class Run(TorchFunctionMode):
         if torch.compiler.is_compiling():
             return rule.apply(self, function, args, kwargs)
         try:
-            result = rule.apply(self, function, args, kwargs)
+            return rule.apply(self, function, args, kwargs)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
             if isinstance(error, LiftingError) and str(error).startswith(_PREFIX):
                 raise
             raise self.error(name, args, kwargs, str(error)) from error
-        if self.record is not None:
-            self.record(self, name, args, kwargs, result)
-        return result
 
     def _without_rows(self, name, function, args, kwargs):
         """An operation on the plane of a tensor that does not come from a volume."""
@@ -238,13 +285,6 @@ class Run(TorchFunctionMode):
         return size in self.batches
 
 
-def known_equal(one, other) -> bool:
-    """Whether two sizes are equal; of symbolic ones, whether they are for every input, without a new guard."""
-    if isinstance(one, torch.SymInt) or isinstance(other, torch.SymInt):
-        return statically_known_true(one == other)
-    return one == other
-
-
 def _with_batch_size(tensor: Tensor, dim, kwargs, result):
     """A shape, or one size of it, whose batch remembers the number of slices."""
     rows = rows_of(tensor)
@@ -261,7 +301,11 @@ def _with_batch_size(tensor: Tensor, dim, kwargs, result):
 
 def _has_equal_rows(tensor: Tensor) -> bool:
     """Whether a tensor that the network made without looking at the slices is the same for all."""
-    if torch.compiler.is_compiling() or isinstance(tensor, FakeTensor) or tensor.is_meta or tensor.stride(0) == 0:
+    if tensor.stride(0) == 0:
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    if isinstance(tensor, FakeTensor) or tensor.is_meta:
         return True
     return torch.equal(tensor, tensor[:1].expand_as(tensor))
 

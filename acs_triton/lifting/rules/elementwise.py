@@ -18,7 +18,7 @@ zeros_like full_like positive real reciprocal relu relu6 rrelu round rsqrt selu 
 sinh softplus softshrink softsign special_expit sqrt square tan tanh tanhshrink threshold trunc
 bool byte char double half bfloat16 int long short to type_as clone contiguous detach data alias cpu cuda
 __invert__ __neg__ __pos__ __abs__ fill zero empty_like resolve_conj resolve_neg copy lift_fresh
-as_tensor
+as_tensor _threshold
 """
 _MANY = """
 add sub subtract mul multiply div divide true_divide floor_divide fmod remainder pow float_power rsub atan2 arctan2

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ..errors import LiftingError
 from ..rows import first_of_each_volume, repeat_rows
-from .table import function_name, mark, only_rows, rule
+from .table import IN_PLACE, function_name, mark, only_rows, rule
 
 
 def _per_volume(run, function, args, kwargs, rows):
@@ -23,6 +23,22 @@ def _batch_norm(run, function, args, kwargs):
     if rows.pooled and rows.inner == 1:
         return _per_volume(run, function, args, kwargs, rows)
     return mark(rows, function(*args, **kwargs))
+
+
+@rule(
+    "batch_norm_stats batch_norm_gather_stats_with_counts batch_norm_elemt",
+    "statistics over N, D, H, W, joined over processes",
+)
+def _synchronised_batch_norm(run, function, args, kwargs):
+    """The three steps of ``nn.SyncBatchNorm``'s forward."""
+    rows, name = only_rows(args), function_name(function)
+    if rows.axis != 0:
+        raise LiftingError("the slices must be on the first axis")
+    if name == "batch_norm_gather_stats_with_counts" and rows.pooled and rows.inner == 1:
+        # A pooled value is one sample, however many slices have it: so the running variance is unbiased.
+        args = (*args[:-1], args[-1] / rows.depth)
+    result = function(*args, **kwargs)
+    return mark(rows, result) if name == "batch_norm_elemt" else result
 
 
 @rule("instance_norm group_norm", "statistics over D, H, W")
@@ -52,7 +68,7 @@ def _random(run, function, args, kwargs):
     tensor, rows = args[0], only_rows(args)
     single = all(size == 1 for axis, size in enumerate(tensor.shape) if axis != rows.axis)
     if rows.inner == 1 and rows.depth > 1 and (rows.pooled or single):
-        in_place = function.__name__.endswith("_") or kwargs.get("inplace") or _inplace_dropout(function, args)
+        in_place = function.__name__ in IN_PLACE or kwargs.get("inplace") or _inplace_dropout(function, args)
         if in_place:
             drawn = function(first_of_each_volume(tensor, rows.axis, run.volumes).clone(), *args[1:], **kwargs)
             tensor.copy_(repeat_rows(drawn, rows.axis, rows.depth))

@@ -84,33 +84,34 @@ def _reduce(run, function, args, kwargs):
         return _spread(run, name, tensor, rows, left, dims, keepdim, options)
     if name in ("norm", "linalg_vector_norm", "vector_norm"):
         power = options.get("p", options.get("ord", 2))
-        if power in ("fro", None):
-            power = 2
-        values = _split(run, function(*args, **kwargs), left)
-        power = float(power)
-        over = left.axis + 1
-        values = values.amax(over) if power == float("inf") else values.pow(power).mean(over).pow(1 / power)
-        return left.replace(pooled=True).put_on(repeat_rows(values, left.axis, rows.depth))
+        power = 2.0 if power in ("fro", None) else float(power)
+        # Over the volume at once: roots of a mean of powers would have no derivative at zero.
+        split, over = _volume(run, tensor, rows, dims)
+        values = torch.linalg.vector_norm(split, power, over, keepdim=True, dtype=options.get("dtype"))
+        values = values / (rows.depth if power == 0 else rows.depth ** (1 / power))
+        return _repeated(values, over, rows, left, keepdim)
     if name not in _OVER_DEPTH:
         raise LiftingError("over the plane it has no rule for volumes")
     values = _OVER_DEPTH[name](_split(run, function(*args, **kwargs), left), left.axis + 1)
     return left.replace(pooled=True).put_on(repeat_rows(values, left.axis, rows.depth))
 
 
+def _volume(run, tensor, rows, dims):
+    """``tensor`` with the depth on an axis of its own, and the axes ``dims`` and depth there."""
+    axis = rows.axis
+    return _split(run, tensor, rows), [*(index + (index > axis) for index in dims), axis + 1]
+
+
+def _repeated(values, over, rows, left, keepdim):
+    """Values over a whole volume, computed with ``keepdim``, on each row again."""
+    gone = over[-1:] if keepdim else over
+    return left.replace(pooled=True).put_on(repeat_rows(values.squeeze(tuple(gone)), left.axis, rows.depth))
+
+
 def _spread(run, name, tensor, rows, left, dims, keepdim, options):
     """Variance or standard deviation over the whole volume."""
-    split = _split(run, tensor, rows)
-    axis = rows.axis
-    over = [index + (index > axis) for index in dims]
+    split, over = _volume(run, tensor, rows, dims)
     correction = options.get("correction", 1 if options.get("unbiased", True) else 0)
-    values, mean = torch.var_mean(split, [*over, axis + 1], correction=correction, keepdim=True)
-
-    def finish(value):
-        gone = [axis + 1] + ([] if keepdim else over)
-        return repeat_rows(value.squeeze(tuple(gone)), left.axis, rows.depth)
-
-    left = left.replace(pooled=True)
-    values = finish(values.sqrt() if name.startswith("std") else values)
-    if name.endswith("_mean"):
-        return left.put_on(values), left.put_on(finish(mean))
-    return left.put_on(values)
+    values, mean = torch.var_mean(split, over, correction=correction, keepdim=True)
+    values = _repeated(values.sqrt() if name.startswith("std") else values, over, rows, left, keepdim)
+    return (values, _repeated(mean, over, rows, left, keepdim)) if name.endswith("_mean") else values

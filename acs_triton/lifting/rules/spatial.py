@@ -7,8 +7,9 @@ from torch.nn import functional as F
 
 from ... import functional as acs
 from ...geometry import default_split
+from ...standard import conv3d, spanned_axes
 from ..errors import LiftingError
-from ..rows import rows_of
+from ..rows import known_equal, rows_of
 from ..weights import inflate
 from .table import mark, replaces
 
@@ -74,10 +75,13 @@ def _dense_conv(volume, weight, bias, stride, padding, dilation, groups, lift):
     if weight.dim() == 4:
         weight = inflate(weight, lift)
     kernel = tuple(weight.shape[-2:])
-    if not isinstance(padding, str):
-        padding = (along_depth(kernel, padding)[1], *padding)
     dilation = (along_depth(kernel, dilation)[1], *dilation)
-    return F.conv3d(volume, weight, bias, stride, padding, dilation, groups)
+    if isinstance(padding, str):
+        totals = [(k - 1) * d if padding == "same" else 0 for k, d in zip(weight.shape[2:], dilation, strict=True)]
+        pads = [n // 2 for n in totals], [n - n // 2 for n in totals]
+    else:
+        pads = ((along_depth(kernel, padding)[1], *padding),) * 2
+    return conv3d(volume, weight, bias, stride, pads, dilation, groups)
 
 
 @replaces("conv_transpose2d", "transposed convolution in 3D")
@@ -99,7 +103,7 @@ def conv_transpose2d(run, input, weight, bias=None, stride=1, padding=0, output_
         three = [
             (extra, *values) for extra, values in zip(through, (stride, padding, output_padding, dilation), strict=True)
         ]
-        output = F.conv_transpose3d(volume, weight, bias, three[0], three[1], three[2], groups, three[3])
+        output = _conv_transpose3d(volume, weight, bias, three[0], three[1], three[2], groups, three[3])
         return _to_seen_depth(run, input, output)
     if lift.kind == "2.5d":
         output = _transposed_view(volume, weight, 0, *options)
@@ -158,7 +162,7 @@ def _transposed_view(volume, weight, view, stride, padding, output_padding, grou
             out[axis] = value
         return tuple(out)
 
-    output = F.conv_transpose3d(
+    output = _conv_transpose3d(
         volume,
         weight.unsqueeze(2 + view),
         None,
@@ -172,6 +176,24 @@ def _transposed_view(volume, weight, view, stride, padding, output_padding, grou
     size = volume.shape[2 + view]
     length = (size - 1) * s - 2 * p + d * (min(weight.shape[-2:]) - 1) + extra + 1
     return _nearest(output, 2 + view, length)
+
+
+def _conv_transpose3d(volume, weight, bias, stride, padding, output_padding, groups, dilation):
+    """``torch.nn.functional.conv_transpose3d``; where its weight gradient is not to be trusted, cropped by hand."""
+    kernel = tuple(weight.shape[2:])
+    sizes = [
+        (n - 1) * s - 2 * p + (k - 1) * d + extra + 1
+        for n, s, p, k, d, extra in zip(
+            volume.shape[2:], stride, padding, kernel, dilation, output_padding, strict=True
+        )
+    ]
+    spanned = spanned_axes(weight, sizes, dilation)
+    own = tuple(0 if by_hand else p for p, by_hand in zip(padding, spanned, strict=True))
+    output = F.conv_transpose3d(volume, weight, bias, stride, own, output_padding, groups, dilation)
+    for axis, low in enumerate(padding):
+        if low != own[axis]:
+            output = output.narrow(2 + axis, low, sizes[axis])
+    return output
 
 
 def _nearest(volume, axis: int, length: int):
@@ -345,10 +367,10 @@ def pad(run, input, pad, mode="constant", value=None):
     plain = F.pad(input, pads, mode) if mode != "constant" else F.pad(input, pads, mode, value)
     if input.dim() != 4 or rows.axis != 0 or rows.inner != 1 or len(pads) != 4 or not is_image(input) or rows.pooled:
         return mark(rows, plain)
-    plain = same_plane(run, input, plain)
     low, high = _depth_pads(run, input, plain, pads)
+    plain = rows.replace(axes="rcpp").put_on(plain)
     if low == high == 0:
-        return plain
+        return run.noted(plain)
     volume = run.volume(plain)
     if run.lift.kind == "2.5d" or (mode != "constant" and min(low, high) < 0):
         mode = "replicate"
@@ -370,7 +392,9 @@ def _depth_pads(run, input, padded, pads) -> tuple[int, int]:
         wanted = run.depth_of_plane(padded.shape[2], padded.shape[3], depth)
         return _split_pads(wanted - depth)
     if run.lift.kind == "2.5d":
-        return 0, 0
+        # Depth is left alone, unless the pads complete an upsampling that fell short by them.
+        seen = run.depth_of_plane(padded.shape[2], padded.shape[3], depth)
+        return (top, bottom) if known_equal(seen - depth, top + bottom) else (0, 0)
     same = _same_pads(run, input, depth, pads)
     return (top, bottom) if same is None else same
 
