@@ -1,0 +1,89 @@
+"""``python -m benchmarks.cpu_paths``: what it costs to follow the cost model of the CPU's convolutions.
+
+For every layer of a sweep both gradients are timed with each form of their convolutions, volume
+and slices, and as ``acs_triton.backends.onednn.by_slices`` chooses, piece by piece. Printed are
+the choice's time and its time over the better of the two.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from contextlib import contextmanager
+from itertools import product
+from statistics import geometric_mean
+
+import torch
+
+from acs_triton.arguments import conv_params
+from acs_triton.backends import onednn
+from acs_triton.backends import torch as torch_backend
+
+from .measure import alternate
+
+LAYOUTS = {"ncdhw": torch.contiguous_format, "channels_last": torch.channels_last_3d}
+STANDARD = tuple(product((8, 16, 32, 64, 128), (3,), (1, 2), (8, 16, 32), (1, 2)))
+DEPTHWISE = tuple(product((32, 96, 240), (3, 5, 7), (1, 2), (8, 16, 32), (1,)))
+STEMS = ((3, 3, 2, 64, 1), (3, 7, 2, 48, 1), (3, 7, 2, 64, 1))
+MOST_VOXELS = 4_000_000  # input channels times voxels times batch
+
+
+@contextmanager
+def always(slices: bool):
+    """Gradients in this block take one form wherever it is possible."""
+    chosen = onednn.by_slices
+    onednn.by_slices = lambda piece, *_: slices and piece.slices.count > 0
+    try:
+        yield
+    finally:
+        onednn.by_slices = chosen
+
+
+def measure(
+    channels: int, kernel: int, stride: int, size: int, batch: int, depthwise: bool, layout, rounds: int
+) -> dict:
+    """Median seconds of both gradients by each form."""
+    out, groups = (channels, channels) if depthwise else (max(channels, 32), 1)
+    params = conv_params((kernel, kernel), out, stride, kernel // 2, 1, groups, None)
+    geometry = params.geometry((size,) * 3)
+    x = torch.randn(batch, channels, size, size, size).contiguous(memory_format=layout)
+    grad = torch.randn(batch, out, *geometry.output_size).contiguous(memory_format=layout)
+    weight = torch.randn(out, channels // groups, kernel, kernel)
+    needed = weight if channels > 4 else None  # a stem's input is an image
+
+    def step():
+        torch_backend.gradients(grad, x, needed, geometry)
+
+    def forced(slices):
+        def run():
+            with always(slices):
+                step()
+
+        return run
+
+    return alternate({"chosen": step, "volume": forced(False), "slices": forced(True)}, rounds)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu_paths", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    sweep = [(*layer, False) for layer in (*STEMS, *STANDARD)] + [(*layer, True) for layer in DEPTHWISE]
+    losses = []
+    for (channels, kernel, stride, size, batch, depthwise), (name, layout) in product(sweep, LAYOUTS.items()):
+        if batch * channels * size**3 > MOST_VOXELS:
+            continue
+        times = measure(channels, kernel, stride, size, batch, depthwise, layout, options.rounds)
+        best = min(times["volume"], times["slices"])
+        losses.append(times["chosen"] / best)
+        text = ", ".join(f"{form} {seconds * 1e3:.2f} ms" for form, seconds in times.items())
+        kind = "depthwise" if depthwise else "standard"
+        print(f"{channels} {kind} k{kernel} s{stride} {size}^3 b{batch} {name}: {text}, chosen/best {losses[-1]:.2f}")
+    within = sum(loss <= 1.1 for loss in losses)
+    print(f"geometric mean of chosen/best {geometric_mean(losses):.3f}; within 10 %: {within} of {len(losses)}")
+
+
+if __name__ == "__main__":
+    main()
