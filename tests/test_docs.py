@@ -1,10 +1,12 @@
 """The examples in docstrings and in the README run."""
 
 import doctest
-import importlib
+import importlib.util
+import inspect
 import pkgutil
 import re
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,15 +22,56 @@ MODULES = [
 ]
 
 
+@contextmanager
+def acsconv_put_back():
+    """One example puts this library in ACSConv's place."""
+
+    def imported():
+        return {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "acsconv"}
+
+    before = imported()
+    yield
+    for name in imported():
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples(name):
     module = importlib.import_module(name)
-    modules = dict(sys.modules)  # one example puts this library in ACSConv's place
-    try:
-        result = doctest.testmod(module, extraglobs={"torch": torch})
-    finally:
-        sys.modules.clear()
-        sys.modules.update(modules)
+    with acsconv_put_back():
+        assert doctest.testmod(module, extraglobs={"torch": torch}).failed == 0
+
+
+def api():
+    spec = importlib.util.spec_from_file_location("build_api", ROOT / "docs" / "build_api.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_api_page_is_that_of_the_docstrings():
+    assert (ROOT / "docs" / "api.md").read_text() == api().page(), "run python docs/build_api.py"
+
+
+def test_api_page_has_every_public_name():
+    text = (ROOT / "docs" / "api.md").read_text()
+    modules = [importlib.import_module(name) for name in MODULES if name.count(".") == 1]
+    names = {name for module in (acs_triton, *modules) for name in getattr(module, "__all__", ())}
+    modules = {name for name in names if inspect.ismodule(getattr(acs_triton, name, None))}
+    assert {"ACSConv", "acs_conv3d", "convert", "use_backend"} < names
+    assert [name for name in sorted(names - modules) if f"### `{name}`" not in text] == []
+    assert [name for name in sorted(modules) if f"## `acs_triton.{name}`" not in text] == []
+
+
+def test_api_page_examples():
+    names = {"torch": torch, "acs_triton": acs_triton}
+    page = api()
+    for module in map(importlib.import_module, page.MODULES):
+        names |= {name: getattr(module, name) for name in page.public_names(module)}
+    with acsconv_put_back():
+        result = doctest.testfile(str(ROOT / "docs" / "api.md"), module_relative=False, globs=names)
+    assert result.attempted > 20
     assert result.failed == 0
 
 
