@@ -183,7 +183,7 @@ def _unwatched(*tensors: Tensor | None) -> bool:
 
 def _is_plain(tensor: Tensor) -> bool:
     wrapped = functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
-    return type(tensor) in (Tensor, torch.nn.Parameter) and not wrapped
+    return type(tensor) in (Tensor, torch.nn.Parameter) and not wrapped and not tensor.is_meta
 
 
 def _differentiated() -> bool:

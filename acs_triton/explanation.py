@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import backends
+from . import amp, backends
 from .arguments import checked_params
 from .layout import memory_format
 
@@ -23,14 +23,16 @@ def explain(
 ) -> str:
     """What would compute :func:`acs_triton.functional.acs_conv3d` and its two gradients, one line each.
 
-    Arguments and errors are that function's. A line names the backend; for Triton the kernel, its
-    tile and the tensors that are copied first; for torch the reason.
+    Arguments and errors are that function's; under autocast it speaks of the cast tensors. A line
+    names the backend; for Triton the kernel, its tile and the tensors that are copied first; for
+    torch the reason.
 
     >>> print(explain(torch.zeros(1, 3, 8, 8, 8), torch.zeros(6, 3, 3, 3), padding=1))
     conv        torch: the tensors are on the CPU
     input_grad  torch: the tensors are on the CPU
     weight_grad torch: the tensors are on the CPU
     """
+    input, weight, bias = amp.cast(input, weight, bias)
     params = checked_params(input, weight, bias, stride, padding, dilation, groups, split, aligned)
     input = input if input.dim() == 5 else input.unsqueeze(0)
     geometry = params.geometry(input.shape[2:])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from acs_triton import ops
+from acs_triton import explain, ops
 from acs_triton.functional import acs_conv3d, conv2_5d, soft_acs_conv3d
 from acs_triton.operators import ACSConv, Conv2_5d, SoftACSConv
 
@@ -129,3 +129,11 @@ def test_mixed_dtypes_go_together_under_autocast(function):
     more = (torch.full((4, 3), 1 / 3),) if function is soft_acs_conv3d else ()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert function(x, weight, *more, bias).dtype == torch.bfloat16
+
+
+def test_explain_speaks_of_the_cast_tensors():
+    x, weight = torch.zeros(1, 3, 8, 8, 8), torch.zeros(6, 3, 3, 3, dtype=torch.bfloat16)
+    with pytest.raises(TypeError, match="dtype"):
+        explain(x, weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert "conv " in explain(x, weight)

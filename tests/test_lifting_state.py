@@ -388,7 +388,9 @@ class Activations(nn.Module):
         self.hard, self.drop = nn.Hardswish(inplace=True), nn.Dropout(0.5)
 
     def forward(self, x):
-        x = self.hard(self.first(x))
+        x = F.pad(self.hard(self.first(x)), (1, 1, 0, 0))
+        left, right = x.chunk(2, dim=1)
+        x = torch.cat([right, F.silu(left)], 1)
         gate = F.hardsigmoid(F.adaptive_avg_pool2d(self.second(x), 1))
         x = self.second(F.hardswish(x * gate)) + F.tanh(x) * F.sigmoid(x)
         return self.drop(F.threshold(x, 0.1, 0.0).mean((2, 3)))

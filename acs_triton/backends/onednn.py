@@ -54,6 +54,16 @@ def worthwhile(output: Tensor, kernel: Tensor) -> bool:
     return work > _ONEDNN_START * _SLOW_CONV3D and usable(output)
 
 
+def better_mirrored(grad_output: Tensor, kernel: Tensor) -> bool:
+    """Whether the input's gradient at stride 1 is better computed as a convolution with the mirrored kernel.
+
+    oneDNN's forward convolution is faster than its gradient, and far so for depthwise layers. And
+    PyTorch's own gradient sums up taps in float16, its forward convolution does not.
+    """
+    halves = grad_output.dtype == torch.float16 and grad_output.device.type == "cpu"
+    return halves or worthwhile(grad_output, kernel)
+
+
 def conv3d(
     input: Tensor,
     weight: Tensor,

@@ -60,8 +60,7 @@ def gradients(
     for piece in pieces:
         grad = piece.of_output(grad_output, 1).contiguous(memory_format=format)
         kernel = like.new_empty((piece.channels, *shape[1:])) if weight is None else piece.of_output(weight, 0)
-        # oneDNN's forward convolution is faster than its gradient, and far so for depthwise layers.
-        mirrored = weight is not None and geometry.stride == (1, 1, 1) and onednn.worthwhile(grad, kernel)
+        mirrored = weight is not None and geometry.stride == (1, 1, 1) and onednn.better_mirrored(grad, kernel)
         mask = weight is not None and not mirrored, input is not None
         part = None
         if any(mask):

@@ -34,7 +34,8 @@ def twin_of(volume) -> Tensor | None:
 class _Images(threading.local):
     """How many modules are running on images: there, tensors of five axes are no volumes."""
 
-    depth = 0
+    def __init__(self):
+        self.depth = 0
 
 
 images = _Images()

@@ -83,6 +83,9 @@ def mark(rows: Rows, result):
     if isinstance(result, Tensor):
         return rows.put_on(result)
     if isinstance(result, (tuple, list)):
+        if torch.compiler.is_compiling() and type(result) in (tuple, list):
+            # Dynamo lets no attributes be set on the items of an operator's result, but on views of them.
+            return type(result)([mark(rows, item[...]) if isinstance(item, Tensor) else item for item in result])
         for item in result:
             mark(rows, item)
     return result
