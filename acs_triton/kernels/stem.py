@@ -91,6 +91,8 @@ def conv(input, weight, bias, geometry: Geometry):
             UPCAST=device.upcast(input.dtype),
             PRECISION=device.dot_precision(input.dtype),
             num_warps=tile.num_warps,
+            # 64-bit addresses take the registers of a compiler that holds back some (sm_120: 96 of 255).
+            **(device.all_registers() if needs_int64(input, output) else {}),
         )
     return output
 
