@@ -16,10 +16,8 @@ from statistics import geometric_mean
 import torch
 
 from . import networks
-from .layers import LAYERS, LayerCase, build
+from .layers import LAYERS, LAYOUTS, LayerCase, build
 from .measure import Limits, alternate, inference, limits, training_step
-
-LAYOUTS = {"ncdhw": torch.contiguous_format, "channels_last": torch.channels_last_3d}
 
 
 def layer(case: LayerCase, layout: torch.memory_format, rounds: int, limit: Limits) -> dict:

@@ -19,9 +19,9 @@ from acs_triton.arguments import conv_params
 from acs_triton.backends import onednn
 from acs_triton.backends import torch as torch_backend
 
+from .layers import LAYOUTS
 from .measure import alternate
 
-LAYOUTS = {"ncdhw": torch.contiguous_format, "channels_last": torch.channels_last_3d}
 STANDARD = tuple(product((8, 16, 32, 64, 128), (3,), (1, 2), (8, 16, 32), (1, 2)))
 DEPTHWISE = tuple(product((32, 96, 240), (3, 5, 7), (1, 2), (8, 16, 32), (1,)))
 STEMS = ((3, 3, 2, 64, 1), (3, 7, 2, 48, 1), (3, 7, 2, 64, 1))

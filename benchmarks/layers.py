@@ -11,6 +11,8 @@ from torch import Tensor, nn
 import reference
 from acs_triton.operators import ACSConv, SoftACSConv
 
+LAYOUTS = {"ncdhw": torch.contiguous_format, "channels_last": torch.channels_last_3d}
+
 
 @dataclass(frozen=True)
 class LayerCase:

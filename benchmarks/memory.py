@@ -18,9 +18,8 @@ from statistics import geometric_mean
 import torch
 from torch import nn
 
-from .layers import LAYERS, LayerCase, build
+from .layers import LAYERS, LAYOUTS, LayerCase, build
 
-LAYOUTS = {"ncdhw": torch.contiguous_format, "channels_last": torch.channels_last_3d}
 MIB = 2**20
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from .layers import IMPLEMENTATIONS, LAYERS, build
+from .layers import IMPLEMENTATIONS, LAYERS, LAYOUTS, build
 from .measure import inference, limits, synchronise, training_step
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = {"fp32": torch.float32} | ({"fp16": torch.float16, "bf16": torch.bfloat16} if DEVICE == "cuda" else {})
-LAYOUTS = {"ncdhw": torch.contiguous_format, "channels_last": torch.channels_last_3d}
 STEPS = {"train": training_step, "infer": inference}
 
 

@@ -48,10 +48,13 @@ def _enabled() -> bool:
     return torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available()
 
 
-def worthwhile(output: Tensor, kernel: Tensor) -> bool:
-    """Whether a convolution of this output and kernel can be oneDNN's, and has work that outweighs its start."""
-    work = output.numel() // output.shape[1] * kernel.numel() if output.numel() else 0
-    return work > _ONEDNN_START * _SLOW_CONV3D and usable(output)
+def worthwhile(volume: Tensor, kernel: Tensor, stride=(1, 1, 1)) -> bool:
+    """Whether a convolution can be oneDNN's, and has work that outweighs its start.
+
+    ``volume`` is its output, or its input where its ``stride`` is given.
+    """
+    work = volume.numel() // (volume.shape[1] * prod(stride)) * kernel.numel()
+    return work > _ONEDNN_START * _SLOW_CONV3D and usable(volume)
 
 
 def better_mirrored(grad_output: Tensor, kernel: Tensor) -> bool:
@@ -75,8 +78,7 @@ def conv3d(
     total: Tensor | None = None,
 ) -> Tensor:
     """``torch.nn.functional.conv3d``, by the fastest kernel at hand; added to ``total`` in place, where given."""
-    work = input.numel() // (input.shape[1] * prod(stride)) * weight.numel()
-    direct = work > _ONEDNN_START * _SLOW_CONV3D and usable(input)
+    direct = worthwhile(input, weight, stride)
     if total is not None:
         in_place = direct and all(one.is_contiguous(memory_format=torch.channels_last_3d) for one in (total, input))
         if not in_place:
