@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import amp, autograd, standard
@@ -134,14 +133,13 @@ def apply_soft(input: Tensor, weight: Tensor, view_weight: Tensor, bias: Tensor 
     """The mixed convolution of checked operands; the split of ``params`` is ignored."""
     if input.dim() == 4:
         return apply_soft(input.unsqueeze(0), weight, view_weight, bias, params).squeeze(0)
-    kernels = [weight * share.view(-1, 1, 1, 1) for share in view_weight.unbind(1)]
+    kernels = weight.unsqueeze(2) * view_weight[:, None, :, None, None]
     if params.kernel_size == (1, 1) and not any(params.padding_low):
-        return apply(input, sum(kernels), bias, params)
-    merged = _merged(input, kernels, bias, params)
-    if merged is not None:
-        return merged
+        return apply(input, kernels.sum(2), bias, params)
+    if not standard.wanted() and not any(params.repeats_one_plane(input.shape[2:], view) for view in range(3)):
+        return apply(input, kernels, bias, params.mixed())
     parts = []
-    for view, kernel in enumerate(kernels):
+    for view, kernel in enumerate(kernels.unbind(2)):
         data, one_view = input, params.one_view(view, weight.shape[0])
         if params.repeats_one_plane(input.shape[2:], view):
             length = (params.output_size(input.shape[2:])[view] - 1) * params.stride[view] + 1
@@ -149,30 +147,3 @@ def apply_soft(input: Tensor, weight: Tensor, view_weight: Tensor, bias: Tensor 
             data, one_view = input.narrow(view + 2, 0, 1).expand(sizes), one_view.without_through_plane(view)
         parts.append(apply(data, kernel, None if parts else bias, one_view))
     return sum(parts[1:], start=parts[0])
-
-
-def _merged(input: Tensor, kernels, bias: Tensor | None, params: ConvParams) -> Tensor | None:
-    """The mix with 19 taps instead of 27, where three 3x3 views lie on one grid; None elsewhere.
-
-    Two views meet in a line of three taps. The axial plane takes all that lies in it, the coronal
-    plane then has two of its rows left, and the sagittal plane its four corners.
-    """
-    # Traced graphs may have dynamic sizes, and whether there is a common grid depends on the size.
-    if params.kernel_size != (3, 3) or params.padding_low != params.padding_high or torch.compiler.is_compiling():
-        return None
-    size = input.shape[2:]
-    taps = params.geometry(size).dense
-    if taps is None or taps.centre != (1, 1, 1) or any(params.repeats_one_plane(size, view) for view in range(3)):
-        return None
-    axial, coronal, sagittal = kernels
-    rows = coronal[:, :, ::2]
-    planes = (
-        axial + F.pad(coronal[:, :, 1:2], (0, 0, 1, 1)) + F.pad(sagittal[:, :, 1:2].transpose(2, 3), (1, 1)),
-        rows + F.pad(sagittal[:, :, ::2, 1:2], (1, 1)),
-        sagittal[:, :, ::2, ::2],
-    )
-    result = None
-    for view, plane in enumerate(planes):
-        part = apply(input, plane, None if view else bias, params.on_grid(taps, view, plane.shape[2:], len(axial)))
-        result = part if result is None else result.add_(part)
-    return result

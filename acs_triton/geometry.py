@@ -17,10 +17,14 @@ axis (axial), ``H`` as a ``v`` axis (sagittal) and ``W`` (always a ``v`` axis). 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 VIEWS = ("axial", "coronal", "sagittal")
+MERGED = len(VIEWS)
+"""In place of a view's number: all views with channels at once, each position that they read taken once."""
+
 AXES = ("D", "H", "W")
 PLANE_AXES = ((1, 2), (0, 2), (0, 1))
 """Plane axes ``(u, v)`` of each view."""
@@ -93,13 +97,28 @@ class DenseTaps:
 
 
 @dataclass(frozen=True)
+class MergedTaps:
+    """The taps of several views, each position once.
+
+    Attributes:
+        positions: input position of each, relative to ``output index * stride``: those of the first view, then
+            what the next view adds, ...
+        number: ``number[view][tap]`` is the place of a view's tap among them; empty for views without channels.
+    """
+
+    positions: tuple[Triple, ...]
+    number: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
 class Geometry:
     """A convolution resolved for one input size. See the module's docstring for the terms.
 
     Attributes:
         input_size, output_size, stride: per axis ``(D, H, W)``, in voxels.
         kernel_size: ``(ku, kv)``.
-        split: output channels of the three views, contiguous in that order.
+        split: output channels of the three views, contiguous in that order; empty if the views are *mixed*:
+            every output channel has a kernel in each of them, and is their sum (Soft ACS).
         groups: channel groups; output channel ``o`` of ``O`` reads group ``o // (O / groups)``.
         start: ``start[view][axis]``, the position that tap 0 of output index 0 reads.
         dilation: ``dilation[view][axis]``; 1 on the through-plane axis.
@@ -109,7 +128,7 @@ class Geometry:
     output_size: Triple
     stride: Triple
     kernel_size: tuple[int, int]
-    split: Triple
+    split: Triple | tuple[()]
     groups: int
     start: tuple[Triple, Triple, Triple]
     dilation: tuple[Triple, Triple, Triple]
@@ -121,9 +140,14 @@ class Geometry:
             taps[axis] = size
         return tuple(taps)
 
+    @property
+    def mixed(self) -> bool:
+        """Whether every output channel is the sum of a convolution in each view."""
+        return not self.split
+
     @cached_property
     def views(self) -> tuple[tuple[int, int, int], ...]:
-        """``(view, first channel, end channel)`` of every view that has output channels."""
+        """``(view, first channel, end channel)`` of every view that has output channels; not for mixed views."""
         ranges, first = [], 0
         for view, count in enumerate(self.split):
             if count:
@@ -136,6 +160,32 @@ class Geometry:
         """Whether all views with channels read the same positions, so that one conv3d does all."""
         used = [(self.extent(view), self.start[view], self.dilation[view]) for view, _, _ in self.views]
         return all(one == used[0] for one in used)
+
+    def taps(self, view: int) -> tuple[Triple, ...]:
+        """Input position of each tap of a view (or :data:`MERGED`), relative to ``output index * stride``."""
+        if view == MERGED:
+            return self.merged.positions
+        result = []
+        for tap in itertools.product(*map(range, self.kernel_size)):
+            position = list(self.start[view])
+            for axis, t in zip(PLANE_AXES[view], tap, strict=True):
+                position[axis] += t * self.dilation[view][axis]
+            result.append(tuple(position))
+        return tuple(result)
+
+    @cached_property
+    def merged(self) -> MergedTaps:
+        """The taps of all views with channels: 19 instead of 27 for three 3x3 views on one grid, 65 for 5x5."""
+        used = range(3) if self.mixed else [view for view, _, _ in self.views]
+        taps = tuple(self.taps(view) if view in used else () for view in range(3))
+        numbers = {}
+        for position in itertools.chain(*taps):
+            numbers.setdefault(position, len(numbers))
+        return MergedTaps(tuple(numbers), tuple(tuple(numbers[p] for p in of_view) for of_view in taps))
+
+    def one_view(self, view: int, out_channels: int) -> Geometry:
+        """The same convolution with all channels in one view."""
+        return replace(self, split=tuple(out_channels if v == view else 0 for v in range(3)))
 
     @cached_property
     def dense(self) -> DenseTaps | None:
@@ -168,7 +218,7 @@ class ConvParams:
         kernel_size: ``(ku, kv)``.
         stride: per axis.
         padding_low, padding_high, dilation: one value for each of the four roles.
-        groups, split: as in :class:`Geometry`.
+        groups, split: as in :class:`Geometry`; the weight of mixed views is ``(O, C / groups, 3, ku, kv)``.
         rule: one of :data:`RULES`.
         prepadded: the input already carries the padding (any mode but zeros); sizes and
             offsets are those of the input without it.
@@ -180,7 +230,7 @@ class ConvParams:
     padding_high: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
-    split: Triple
+    split: Triple | tuple[()]
     rule: str = "acsconv"
     prepadded: bool = False
 
@@ -305,24 +355,9 @@ class ConvParams:
         """The same convolution with all channels in one view."""
         return replace(self, split=tuple(out_channels if v == view else 0 for v in range(3)))
 
-    def on_grid(self, taps: DenseTaps, view: int, kernel_size, out_channels: int) -> ConvParams:
-        """The planar convolution of one view's plane through the middle of a ``(3, 3, 3)`` grid of taps.
-
-        An axis on which the plane has two taps has the outer ones.
-        """
-        low, dilation = [-start for start in taps.start], list(taps.dilation)
-        low[view] -= dilation[view]
-        for axis, count in zip(PLANE_AXES[view], kernel_size, strict=True):
-            dilation[axis] *= 4 - count
-        return replace(
-            self.one_view(view, out_channels),
-            kernel_size=tuple(kernel_size),
-            padding_low=per_axis(tuple(low)),
-            padding_high=per_axis(tuple(low)),
-            dilation=per_axis(tuple(dilation)),
-            rule="planar",
-            prepadded=False,
-        )
+    def mixed(self) -> ConvParams:
+        """The same convolution with mixed views."""
+        return replace(self, split=())
 
     def without_through_plane(self, view: int) -> ConvParams:
         """The planar rule for the one view with channels: its through-plane axis unpadded."""

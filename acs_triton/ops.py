@@ -9,7 +9,9 @@
 ``gradients(grad, input, weight,...)`` both, not differentiable        the two above
 ====================================== =============================== ===========================
 
-Their further arguments are the fields of :class:`acs_triton.geometry.ConvParams`. Offsets that
+Their further arguments are the fields of :class:`acs_triton.geometry.ConvParams`. With an empty
+``split`` the views are mixed: every output channel is the sum of all three (Soft ACS), and the weight
+has the shape ``(O, C/groups, 3, ku, kv)``. Offsets that
 depend on the input's size are resolved inside the operators, so a graph that is compiled or
 exported with dynamic sizes needs no guard on them. Autocast does not reach into an operator: its
 fake promises the input's dtype.
@@ -21,7 +23,7 @@ import torch
 from torch import Tensor
 
 from . import amp, backends
-from .geometry import ConvParams
+from .geometry import VIEWS, ConvParams
 from .layout import memory_format
 
 _PARAMS = (
@@ -93,7 +95,8 @@ def _input_grad_fake(grad_output, weight, input_size, *params):
 @torch.library.register_fake("acs_triton::weight_grad", lib=LIBRARY)
 def _weight_grad_fake(grad_output, input, *params):
     params = ConvParams.from_args(params)
-    return grad_output.new_empty((grad_output.shape[1], input.shape[1] // params.groups, *params.kernel_size))
+    views = () if params.split else (len(VIEWS),)
+    return grad_output.new_empty((grad_output.shape[1], input.shape[1] // params.groups, *views, *params.kernel_size))
 
 
 @torch.library.register_fake("acs_triton::gradients", lib=LIBRARY)

@@ -5,8 +5,9 @@ by a rule made for 2D: a single volume with fewer than about 20,000 elements in 
 thought small, however large its kernel or its width. And oneDNN has no 3D kernel for the
 gradients of depthwise layers. So
 
-* forward convolutions, and input gradients at stride 1, which are forward convolutions with the
-  mirrored kernel, are handed to oneDNN directly where they are worth its start-up time;
+* forward convolutions, and input gradients, which are forward convolutions with the mirrored
+  kernel (at a stride, with the taps of one class of positions at a time), are handed to oneDNN
+  directly where they are worth its start-up time;
 * the other gradients are computed on the volume or on its slices, whichever :func:`by_slices`
   estimates to be faster. For slices, a batch of images, PyTorch takes oneDNN, which has 2D
   kernels for every case; they cost a copy of what is not contiguous in memory.
@@ -48,23 +49,24 @@ def _enabled() -> bool:
     return torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available()
 
 
-def worthwhile(volume: Tensor, kernel: Tensor, stride=(1, 1, 1)) -> bool:
+def worthwhile(volume: Tensor, kernel: Tensor, stride=(1, 1, 1), convolutions: int = 1) -> bool:
     """Whether a convolution can be oneDNN's, and has work that outweighs its start.
 
-    ``volume`` is its output, or its input where its ``stride`` is given.
+    ``volume`` is its output, or its input where its ``stride`` is given. ``convolutions`` is in how
+    many the work is done.
     """
     work = volume.numel() // (volume.shape[1] * prod(stride)) * kernel.numel()
-    return work > _ONEDNN_START * _SLOW_CONV3D and usable(volume)
+    return work > convolutions * _ONEDNN_START * _SLOW_CONV3D and usable(volume)
 
 
-def better_mirrored(grad_output: Tensor, kernel: Tensor) -> bool:
-    """Whether the input's gradient at stride 1 is better computed as a convolution with the mirrored kernel.
+def better_mirrored(grad_output: Tensor, kernel: Tensor, convolutions: int) -> bool:
+    """Whether the input's gradient is better computed as ``convolutions`` with parts of the mirrored kernel.
 
     oneDNN's forward convolution is faster than its gradient, and far so for depthwise layers. And
     PyTorch's own gradient sums up taps in float16, its forward convolution does not.
     """
     halves = grad_output.dtype == torch.float16 and grad_output.device.type == "cpu"
-    return halves or worthwhile(grad_output, kernel)
+    return halves or worthwhile(grad_output, kernel, convolutions=convolutions)
 
 
 def conv3d(

@@ -7,28 +7,33 @@ from torch import Tensor
 
 from ..geometry import Geometry
 from ..layout import memory_format
-from . import onednn
+from . import mixed, onednn
 from .pieces import Piece, cut, pieces_of
 
 
 def conv(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Forward: ``(N, C, D, H, W)`` and ``(O, C/groups, ku, kv)`` to ``(N, O, *geometry.output_size)``."""
+    if geometry.mixed:
+        return mixed.conv(conv, mixed.fewest_taps(geometry, weight.shape[0]), input, weight, bias, geometry)
     format, pieces = memory_format(input), pieces_of(geometry, weight.shape[0])
     biases = (None,) * len(pieces) if bias is None else cut(bias, pieces)
     shape = input.shape[0], weight.shape[0], *geometry.output_size
     # Written part by part, so that one part at a time is held beside the result.
     result = None if len(pieces) == 1 and not pieces[0].fit.outside else _empty(input, shape, format)
     for piece, kernel, piece_bias in zip(pieces, cut(weight, pieces), biases, strict=True):
-        fit = piece.fit
-        if fit.outside:
-            part = input.new_zeros(()) if piece_bias is None else piece_bias.view(-1, 1, 1, 1)
-        else:
-            data, kernel = fit.apply(piece.of_input(input, geometry.groups)), kernel.unsqueeze(piece.view + 2)
-            part = onednn.conv3d(data, kernel, piece_bias, geometry.stride, fit.padding, piece.dilation, piece.groups)
         if result is None:
-            return part.contiguous(memory_format=format)
-        piece.of_output(result, 1).copy_(part)
+            return _piece_conv(piece, geometry, input, kernel, piece_bias).contiguous(memory_format=format)
+        piece.of_output(result, 1).copy_(_piece_conv(piece, geometry, input, kernel, piece_bias))
     return result
+
+
+def _piece_conv(piece: Piece, geometry: Geometry, input: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+    """The piece's channels of the output, or what broadcasts to them."""
+    fit = piece.fit
+    if fit.outside:
+        return input.new_zeros(()) if bias is None else bias.view(-1, 1, 1, 1)
+    data, kernel = fit.apply(piece.of_input(input, geometry.groups)), kernel.unsqueeze(piece.view + 2)
+    return onednn.conv3d(data, kernel, bias, geometry.stride, fit.padding, piece.dilation, piece.groups)
 
 
 def input_grad(grad_output: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
@@ -48,19 +53,22 @@ def gradients(
 
     The input's needs ``weight`` and the weight's needs ``input``; None where that is None.
     """
+    if geometry.mixed:
+        planes = mixed.fewest_taps(geometry, grad_output.shape[1])
+        return mixed.gradients(gradients, planes, grad_output, input, weight, geometry)
     format, groups = memory_format(grad_output), geometry.groups
     pieces = [piece for piece in pieces_of(geometry, grad_output.shape[1]) if not piece.fit.outside]
     (channels, like) = (input.shape[1], input) if weight is None else (weight.shape[1] * groups, weight)
     size = grad_output.shape[0], channels, *geometry.input_size
-    # Pieces that read all channels are added up as they come; others are added to a part of the sum.
-    whole = bool(pieces) and all(piece.groups == groups for piece in pieces)
+    # Pieces that reach all channels and positions are added up as they come; others are added to a part of the sum.
+    whole = bool(pieces) and geometry.stride == (1, 1, 1) and all(piece.groups == groups for piece in pieces)
     total = None if whole or weight is None else _empty(grad_output, size, format).zero_()
     shape = grad_output.shape[1], channels // groups, *geometry.kernel_size
     for_weight = None if input is None else like.new_zeros(shape)
     for piece in pieces:
         grad = piece.of_output(grad_output, 1).contiguous(memory_format=format)
         kernel = like.new_empty((piece.channels, *shape[1:])) if weight is None else piece.of_output(weight, 0)
-        mirrored = weight is not None and geometry.stride == (1, 1, 1) and onednn.better_mirrored(grad, kernel)
+        mirrored = weight is not None and onednn.better_mirrored(grad, kernel, len(piece.mirrored))
         mask = weight is not None and not mirrored, input is not None
         part = None
         if any(mask):
@@ -69,18 +77,29 @@ def gradients(
             if of_weight is not None:
                 piece.of_output(for_weight, 0).copy_(of_weight)
         if mirrored:
-            fit, kernel = piece.mirrored, _transposed(piece.kernel(weight), piece.groups)
-            operands = fit.apply(grad), kernel, None, geometry.stride, fit.padding, piece.dilation, piece.groups
-            if whole:
-                total = onednn.conv3d(*operands, total=total)
-                continue
-            part = onednn.conv3d(*operands)
-        if part is not None:
+            total = _add_mirrored(total, piece, geometry, grad, weight)
+        elif part is not None:
             if total is None:
                 total = part
             else:
                 piece.of_input(total, groups).add_(part)
+        del grad, part  # before the next piece's are made
     return None if weight is None else total.contiguous(memory_format=format), for_weight
+
+
+def _add_mirrored(total: Tensor | None, piece: Piece, geometry: Geometry, grad: Tensor, weight: Tensor) -> Tensor:
+    """``total`` and the piece's part of the input's gradient, by convolutions with the mirrored kernel.
+
+    Without a ``total`` the part is the result; the piece then reaches all channels and positions.
+    """
+    for one in piece.mirrored:
+        kernel = _transposed(piece.kernel(weight)[(..., *one.taps)], piece.groups)
+        operands = one.fit.apply(grad), kernel, None, (1, 1, 1), one.fit.padding, one.dilation, piece.groups
+        if piece.groups == geometry.groups and geometry.stride == (1, 1, 1):
+            total = onednn.conv3d(*operands, total=total)
+        else:
+            piece.of_input(total, geometry.groups)[(..., *one.positions)].add_(onednn.conv3d(*operands))
+    return total
 
 
 def _piece_gradients(

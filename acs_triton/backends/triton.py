@@ -111,7 +111,8 @@ def plan(primitive: str, data: Tensor, other: Tensor, geometry: Geometry) -> Pla
         for name, tensor in zip(read, (data, other), strict=False)
         if not channels_last.is_channels_last(tensor, groups)
     )
-    tile = getattr(family, f"{primitive}_tile")(in_channels, out_channels, data.dtype, geometry)
+    sizes = (in_channels, out_channels) if primitive == "weight_grad" else (data.shape[0], in_channels, out_channels)
+    tile = getattr(family, f"{primitive}_tile")(*sizes, data.dtype, geometry)
     return Plan(kernel, tile, copies)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import tempfile
@@ -24,6 +25,7 @@ import torch
 import triton
 from triton.runtime import driver
 
+from ..geometry import Geometry
 from . import device
 
 Tile = TypeVar("Tile")
@@ -38,6 +40,39 @@ Their sums are taken in another order, and rounded to the output's precision at 
 def enabled() -> bool:
     """Whether the environment asks for tuning (``ACS_TRITON_AUTOTUNE=1``) and there is a GPU to time."""
     return os.environ.get("ACS_TRITON_AUTOTUNE", "") not in ("", "0") and device.current().hardware
+
+
+def run(
+    launch: Callable[[Tile], object],
+    default: Tile,
+    candidates: Callable[[], Iterable[Tile]],
+    kernel,
+    output: torch.Tensor,
+    geometry: Geometry,
+    channels: tuple[int, int, int],
+    **facts: object,
+) -> None:
+    """Launch a convolution's primitive with ``default``, or where tuning is :func:`enabled` with its best tile.
+
+    Args:
+        launch, default, kernel, output: as for :func:`choose`.
+        candidates: gives the tiles to try.
+        geometry: of the convolution.
+        channels: samples, input channels, output channels.
+        facts: what the best tile also depends on exactly.
+    """
+    if not enabled():
+        launch(default)
+        return
+    samples, in_channels, out_channels = channels
+    sizes = {
+        "positions": samples * math.prod(geometry.output_size),
+        "in": in_channels,
+        "out": out_channels,
+        "groups": geometry.groups,
+    }
+    facts = {"dtype": output.dtype, "kernel": geometry.kernel_size, "stride": geometry.stride, **facts}
+    launch(choose(kernel, sizes, facts, default, candidates(), launch, output))
 
 
 def choose(

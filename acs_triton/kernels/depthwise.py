@@ -18,13 +18,14 @@ import triton.language as tl
 
 from ..geometry import Geometry
 from ..layout import memory_format
-from . import device
+from . import autotune, device
 from .channels_last import strides
 from .depthwise_plan import (
     FIELDS,
     MAX_TAPS,
     Programs,
     Tile,
+    candidates,
     conv_programs,
     conv_tile,
     input_grad_programs,
@@ -103,18 +104,18 @@ def weight_grad(grad_output, input, geometry: Geometry):
     grad_output, input = _unit_stride(grad_output, format), _unit_stride(input, format)
     channels_last = format == torch.channels_last_3d
     vector = _vector(channels_last, grad_output, input)
-    tile = weight_grad_tile(channels_last, ku * kv)
-    programs = conv_programs(geometry, vector, tile.channels)
-    boxes = _boxes(geometry.output_size, tile)
     samples = grad_output.shape[0]
-    each, cuts = splits(
-        len(programs.records),
-        samples * boxes[0] * boxes[1] * boxes[2],
-        grad_weight.numel(),
-        device.current().multiprocessors,
-    )
-    partials = grad_output.new_empty((cuts, *grad_weight.shape), dtype=accumulator(grad_output.dtype))
-    with device.of(grad_output):
+
+    def run(tile):
+        programs = conv_programs(geometry, vector, tile.channels)
+        boxes = _boxes(geometry.output_size, tile)
+        each, cuts = splits(
+            len(programs.records),
+            samples * boxes[0] * boxes[1] * boxes[2],
+            grad_weight.numel(),
+            device.current().multiprocessors,
+        )
+        partials = grad_output.new_empty((cuts, *grad_weight.shape), dtype=accumulator(grad_output.dtype))
         depthwise_weight_grad_kernel[(len(programs.records) * cuts,)](
             grad_output,
             input,
@@ -140,6 +141,19 @@ def weight_grad(grad_output, input, geometry: Geometry):
             **device.all_registers(),
         )
         sum_partials(partials, grad_weight)
+
+    with device.of(grad_output):
+        default = weight_grad_tile(channels_last, ku * kv)
+        autotune.run(
+            run,
+            default,
+            lambda: candidates("weight_grad", ku * kv, channels_last),
+            depthwise_weight_grad_kernel,
+            grad_weight,
+            geometry,
+            (samples, input.shape[1], channels),
+            channels_last=channels_last,
+        )
     return grad_weight
 
 
@@ -157,10 +171,10 @@ def _launch_conv(source, weight, bias, geometry, plan, size, class_size, stride,
     taps.copy_(weight.flatten(1).t())
     channels_last = format == torch.channels_last_3d
     vector = _vector(channels_last, source, target)
-    tile = conv_tile(class_size, channels_last, stride)
-    programs = plan(geometry, vector, tile.channels)
-    boxes = _boxes(class_size, tile)
-    with device.of(source):
+
+    def run(tile):
+        programs = plan(geometry, vector, tile.channels)
+        boxes = _boxes(class_size, tile)
         depthwise_conv_kernel[(len(programs.records) * boxes[0] * boxes[1] * boxes[2] * source.shape[0],)](
             source,
             taps,
@@ -182,6 +196,20 @@ def _launch_conv(source, weight, bias, geometry, plan, size, class_size, stride,
             CHANNELS_LAST=channels_last,
             INT64=needs_int64(source, target),
             num_warps=tile.num_warps,
+        )
+
+    with device.of(source):
+        default = conv_tile(class_size, channels_last, stride)
+        autotune.run(
+            run,
+            default,
+            lambda: candidates("conv", taps.shape[0], channels_last),
+            depthwise_conv_kernel,
+            target,
+            geometry,
+            (source.shape[0], geometry.groups, source.shape[1]),
+            plan=plan.__name__,
+            channels_last=channels_last,
         )
     return target
 

@@ -63,14 +63,22 @@ def weight_grad_tile(channels_last: bool, taps: int) -> Tile:
     return _tile(channels_last, rows=4, each=4 if taps <= 9 else 2 if taps <= 25 else 1)
 
 
-def _tile(channels_last: bool, rows: int, each: int) -> Tile:
+def _tile(channels_last: bool, rows: int, each: int, run: int = 16) -> Tile:
     """Four warps of ``each`` elements a thread.
 
-    A warp's lanes lie along the axis that is contiguous in memory, at least 32 bytes of it. One
-    extent there serves all sizes, so that few binaries are compiled.
+    A warp's lanes lie along the axis that is contiguous in memory, ``run`` elements of it, at least 32
+    bytes. One extent there serves all sizes, so that few binaries are compiled.
     """
     elements = 128 * each // rows
-    return Tile(rows, elements // 16, 16) if channels_last else Tile(rows, 16, elements // 16)
+    return Tile(rows, elements // run, run) if channels_last else Tile(rows, run, elements // run)
+
+
+def candidates(kernel: str, taps: int, channels_last: bool) -> tuple[Tile, ...]:
+    """Tiles that tuning tries: fewer rows, fewer elements a thread, longer runs of memory than the heuristic's."""
+    most = conv_tile((8, 8, 8), channels_last, 1) if kernel == "conv" else weight_grad_tile(channels_last, taps)
+    each = most.rows * most.width * most.channels // 128
+    shapes = product((most.rows, most.rows // 2), (each, max(1, each // 2)), (16, 32))
+    return tuple(dict.fromkeys(_tile(channels_last, *shape) for shape in shapes))
 
 
 def all_tiles(kernel: str, taps: int, channels_last: bool, stride: int) -> tuple[Tile, ...]:

@@ -211,16 +211,18 @@ def _plan(tables: gather_tables.Tables, vector: int, where: torch.device, places
 
 @lru_cache(maxsize=512)
 def _forward_plan(geometry, in_channels, out_channels, tile, x_strides, vector, where) -> Plan:
-    tables = gather_tables.forward(geometry, in_channels, out_channels, tile.bn, tile.bk, x_strides, vector)
-    places, rows = gather_tables.packed_rows(geometry, out_channels, tile.bn)
+    shape = in_channels, out_channels, tile.bn, tile.bk
+    tables = gather_tables.forward(geometry, *shape, x_strides, vector, tile.merged)
+    places, rows = gather_tables.packed_rows(geometry, out_channels, tile.bn, tile.merged)
     blocks = -(-in_channels // geometry.groups // tile.bk)
     return _plan(tables, vector, where, places, packed_rows=rows, blocks=blocks)
 
 
 @lru_cache(maxsize=512)
 def _input_grad_plan(geometry, in_channels, out_channels, tile, grad_strides, vector, where) -> Plan:
-    tables = gather_tables.input_grad(geometry, in_channels, out_channels, tile.bn, tile.bk, grad_strides, vector)
-    places, blocks = gather_tables.packed_channels(geometry, out_channels, tile.bk, vector)
+    shape = in_channels, out_channels, tile.bn, tile.bk
+    tables = gather_tables.input_grad(geometry, *shape, grad_strides, vector, tile.merged)
+    places, blocks = gather_tables.packed_channels(geometry, out_channels, tile.bk, vector, tile.merged)
     rows = -(-in_channels // geometry.groups // tile.bn) * tile.bn
     gather = tuple(_table(index, where, torch.int64) for index in zip(*tables.packed_steps, strict=True))
     return _plan(tables, vector, where, places, packed_rows=rows, blocks=blocks, gather=gather)
@@ -285,30 +287,35 @@ def _launch(x: Tensor, packed: Tensor, bias: Tensor | None, y: Tensor, plan: Pla
         )
 
 
-def _tile(columns: list[int], depths: list[int], dtype: torch.dtype) -> tiles.GemmTile:
-    return tiles.gemm_tile(columns, depths, dtype.itemsize, device.exact(dtype), device.current().shared_memory)
+def _tile(columns: list[int], depths: list[int], rows: int, dtype: torch.dtype) -> tiles.GemmTile:
+    facts = device.current()
+    limits = dtype.itemsize, device.exact(dtype), facts.shared_memory, facts.multiprocessors
+    return tiles.gemm_tile(columns, depths, rows, *limits)
 
 
-def conv_tile(in_channels: int, out_channels: int, dtype: torch.dtype, geometry: Geometry) -> tiles.GemmTile:
+def conv_tile(
+    batch: int, in_channels: int, out_channels: int, dtype: torch.dtype, geometry: Geometry
+) -> tiles.GemmTile:
     """The heuristic's tile for :func:`conv`."""
     columns = [region.end - region.first for region in gather_tables.regions(geometry, out_channels)]
-    return _tile(columns, [in_channels // geometry.groups], dtype)
+    return _tile(columns, [in_channels // geometry.groups], batch * math.prod(geometry.output_size), dtype)
 
 
-def input_grad_tile(in_channels: int, out_channels: int, dtype: torch.dtype, geometry: Geometry) -> tiles.GemmTile:
+def input_grad_tile(
+    batch: int, in_channels: int, out_channels: int, dtype: torch.dtype, geometry: Geometry
+) -> tiles.GemmTile:
     """The heuristic's tile for :func:`input_grad`."""
     depths = [region.end - region.first for region in gather_tables.regions(geometry, out_channels)]
-    return _tile([in_channels // geometry.groups] * geometry.groups, depths, dtype)
+    columns = [in_channels // geometry.groups] * geometry.groups
+    return _tile(columns, depths, batch * math.prod(geometry.input_size), dtype)
 
 
-def _tuned(default, primitive: str, run, result: Tensor, weight: Tensor, geometry: Geometry):
-    if not autotune.enabled():
-        return default
-    kernel = tuple(weight.shape[2:])
-    facts = {"primitive": primitive, "dtype": result.dtype, "kernel": kernel, "stride": geometry.stride}
-    sizes = {"positions": result.numel() // result.shape[1], "out": weight.shape[0], "in": weight.shape[1]}
-    candidates = tiles.gemm_tiles(result.dtype.itemsize, device.exact(result.dtype), device.current().shared_memory)
-    return autotune.choose(gather_gemm_kernel, sizes, facts, default, candidates, run, result)
+def _run(launch, default: tiles.GemmTile, primitive: str, y: Tensor, channels: tuple[int, int, int], geometry) -> None:
+    def candidates():
+        return tiles.gemm_tiles(y.dtype.itemsize, device.exact(y.dtype), device.current().shared_memory)
+
+    facts = {"primitive": primitive, "format": memory_format(y)}
+    autotune.run(launch, default, candidates, gather_gemm_kernel, y, geometry, channels, **facts)
 
 
 def conv(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -329,8 +336,9 @@ def conv(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry)
         _launch(x, _pack_forward(weight, plan, tile.bk), bias, y, plan, tile)
 
     with device.of(x):
-        default = conv_tile(input.shape[1], weight.shape[0], input.dtype, geometry)
-        run(_tuned(default, "conv", run, y, weight, geometry))
+        channels = *input.shape[:2], weight.shape[0]
+        default = conv_tile(*channels, input.dtype, geometry)
+        _run(run, default, "conv", y, channels, geometry)
     return y
 
 
@@ -353,6 +361,7 @@ def input_grad(grad_output: Tensor, weight: Tensor, geometry: Geometry) -> Tenso
         _launch(g, _pack_input_grad(weight, plan, tile.bk, geometry.groups), None, y, plan, tile)
 
     with device.of(g):
-        default = input_grad_tile(channels, weight.shape[0], grad_output.dtype, geometry)
-        run(_tuned(default, "input_grad", run, y, weight, geometry))
+        sizes = g.shape[0], channels, weight.shape[0]
+        default = input_grad_tile(*sizes, grad_output.dtype, geometry)
+        _run(run, default, "input_grad", y, sizes, geometry)
     return y

@@ -3,7 +3,8 @@
 The kernel multiplies gathered rows by packed weights. What it gathers is said here:
 
 * A *job* is one tile of output columns: the channels of one view (forward), or of one parity
-  class of positions (input gradient of a strided convolution).
+  class of positions (input gradient of a strided convolution). Where taps are *merged*, all views
+  are one, with each position that they read once.
 * A *step* is one block of ``bk`` channels at one tap: where it lies relative to a row (lower 32
   bits of its entry), and which validity bits it *needs* (upper 32 bits).
 * An *axis entry* says, for one output index along one axis, where its row starts in the input,
@@ -21,7 +22,7 @@ import itertools
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from ..geometry import PLANE_AXES, Geometry, Triple
+from ..geometry import MERGED, Geometry, Triple
 
 TAP_BITS = 28
 TAIL_BITS = (28, 29, 30)
@@ -40,28 +41,23 @@ class Region:
 
 
 @lru_cache(maxsize=1024)
-def regions(geometry: Geometry, out_channels: int) -> tuple[Region, ...]:
-    """Maximal runs of output channels that read the same input channels at the same positions."""
-    views = geometry.views
-    if geometry.coincident:
-        views = ((views[0][0], 0, out_channels),)
+def regions(geometry: Geometry, out_channels: int, merged: bool = False) -> tuple[Region, ...]:
+    """Maximal runs of output channels that read the same input channels at the same positions.
+
+    With ``merged`` taps, and for mixed views, every channel reads the positions of all views.
+    """
     per_group = out_channels // geometry.groups
+    if merged or geometry.mixed:
+        views = ((MERGED, 0, out_channels),)
+    elif geometry.coincident:
+        views = ((geometry.views[0][0], 0, out_channels),)
+    else:
+        views = geometry.views
     result = []
     for view, first, end in views:
         for group in range(first // per_group, -(-end // per_group)):
             result.append(Region(group, view, max(first, group * per_group), min(end, (group + 1) * per_group)))
     return tuple(result)
-
-
-def taps(geometry: Geometry, view: int) -> list[Triple]:
-    """Input position of each tap of a view, relative to ``output index * stride``."""
-    result = []
-    for tap in itertools.product(*map(range, geometry.kernel_size)):
-        position = list(geometry.start[view])
-        for axis, t in zip(PLANE_AXES[view], tap, strict=True):
-            position[axis] += t * geometry.dilation[view][axis]
-        result.append(tuple(position))
-    return result
 
 
 def parity_taps(geometry: Geometry, view: int, parity: Triple) -> list[tuple[int, Triple]]:
@@ -70,7 +66,7 @@ def parity_taps(geometry: Geometry, view: int, parity: Triple) -> list[tuple[int
     Returns pairs of the tap's number and the reading output's index, relative to ``q``.
     """
     result = []
-    for number, tap in enumerate(taps(geometry, view)):
+    for number, tap in enumerate(geometry.taps(view)):
         distance = [r - t for r, t in zip(parity, tap, strict=True)]
         if not any(d % s for d, s in zip(distance, geometry.stride, strict=True)):
             result.append((number, tuple(d // s for d, s in zip(distance, geometry.stride, strict=True))))
@@ -88,16 +84,16 @@ def parities(geometry: Geometry) -> list[tuple[Triple, Triple]]:
 
 
 @lru_cache(maxsize=1024)
-def tap_bits(geometry: Geometry, transposed: bool) -> int:
+def tap_bits(geometry: Geometry, transposed: bool, merged: bool = False) -> int:
     """Validity bits that the forward pass (``transposed``: the input gradient) needs at most."""
-    used = [view for view, _, _ in geometry.views]
+    used = [MERGED] if merged or geometry.mixed else [view for view, _, _ in geometry.views]
     if transposed:
         groups = [
             (count, (1, 1, 1), geometry.output_size, [o for v in used for _, o in parity_taps(geometry, v, parity)])
             for parity, count in parities(geometry)
         ]
     else:
-        groups = [(geometry.output_size, geometry.stride, geometry.input_size, taps(geometry, v)) for v in used]
+        groups = [(geometry.output_size, geometry.stride, geometry.input_size, geometry.taps(v)) for v in used]
     return max((len(_assign_bits(*group)) for group in groups), default=0)
 
 
@@ -165,7 +161,9 @@ class Tables:
         return self
 
 
-def forward(geometry: Geometry, in_channels: int, out_channels: int, bn: int, bk: int, strides, vector: int) -> Tables:
+def forward(
+    geometry: Geometry, in_channels: int, out_channels: int, bn: int, bk: int, strides, vector: int, merged: bool = False
+) -> Tables:
     """Tables of the convolution.
 
     Args:
@@ -173,6 +171,7 @@ def forward(geometry: Geometry, in_channels: int, out_channels: int, bn: int, bk
         bn, bk: columns and channels of a tile.
         strides: of the input's axes ``D, H, W``, in vectors.
         vector: channels in a vector.
+        merged: whether all channels take the merged taps; those of mixed views always do.
     """
     tables = Tables()
     per_group = in_channels // geometry.groups
@@ -180,8 +179,8 @@ def forward(geometry: Geometry, in_channels: int, out_channels: int, bn: int, bk
     tail = (per_group - (blocks - 1) * bk) // vector
     row = 0
     view_tables = {}
-    for region in regions(geometry, out_channels):
-        offsets = taps(geometry, region.view)
+    for region in regions(geometry, out_channels, merged):
+        offsets = geometry.taps(region.view)
         if region.view not in view_tables:
             bits = _assign_bits(geometry.output_size, geometry.stride, geometry.input_size, offsets)
             axes = tables.add_axes(
@@ -209,10 +208,10 @@ def forward(geometry: Geometry, in_channels: int, out_channels: int, bn: int, bk
     return tables.close()
 
 
-def packed_rows(geometry: Geometry, out_channels: int, bn: int) -> tuple[list[int], int]:
+def packed_rows(geometry: Geometry, out_channels: int, bn: int, merged: bool = False) -> tuple[list[int], int]:
     """Row of each output channel in the forward pass's packed weights, and their number."""
     rows, first = [0] * out_channels, 0
-    for region in regions(geometry, out_channels):
+    for region in regions(geometry, out_channels, merged):
         for channel in range(region.first, region.end):
             rows[channel] = first + channel - region.first
         first += -(-(region.end - region.first) // bn) * bn
@@ -231,10 +230,12 @@ class Window:
 
 
 @lru_cache(maxsize=1024)
-def windows(geometry: Geometry, out_channels: int, bk: int, vector: int) -> tuple[tuple[Window, ...], ...]:
+def windows(
+    geometry: Geometry, out_channels: int, bk: int, vector: int, merged: bool = False
+) -> tuple[tuple[Window, ...], ...]:
     """Windows of each channel group. Channels of a neighbouring view in a window meet zero weights."""
     result = [[] for _ in range(geometry.groups)]
-    for region in regions(geometry, out_channels):
+    for region in regions(geometry, out_channels, merged):
         group = result[region.group]
         start = region.first // vector * vector
         length = -(-region.end // vector) * vector - start
@@ -244,7 +245,7 @@ def windows(geometry: Geometry, out_channels: int, bk: int, vector: int) -> tupl
 
 
 def input_grad(
-    geometry: Geometry, in_channels: int, out_channels: int, bn: int, bk: int, strides, vector: int
+    geometry: Geometry, in_channels: int, out_channels: int, bn: int, bk: int, strides, vector: int, merged: bool = False
 ) -> Tables:
     """Tables of the input gradient: rows are input positions, columns input channels, steps output channels.
 
@@ -254,8 +255,8 @@ def input_grad(
     tables = Tables()
     per_group = in_channels // geometry.groups
     tiles = -(-per_group // bn)
-    by_group = windows(geometry, out_channels, bk, vector)
-    views = sorted({region.view for region in regions(geometry, out_channels)})
+    by_group = windows(geometry, out_channels, bk, vector, merged)
+    views = sorted({region.view for region in regions(geometry, out_channels, merged)})
     for parity, count in parities(geometry):
         class_taps = {view: parity_taps(geometry, view, parity) for view in views}
         offsets = [offset for view in views for _, offset in class_taps[view]]
@@ -282,9 +283,11 @@ def input_grad(
     return tables.close()
 
 
-def packed_channels(geometry: Geometry, out_channels: int, bk: int, vector: int) -> tuple[list[int], int]:
+def packed_channels(
+    geometry: Geometry, out_channels: int, bk: int, vector: int, merged: bool = False
+) -> tuple[list[int], int]:
     """Place of each output channel among the blocks of the input gradient's weights, and blocks per group."""
-    by_group = windows(geometry, out_channels, bk, vector)
+    by_group = windows(geometry, out_channels, bk, vector, merged)
     blocks = max(sum(window.blocks for window in group) for group in by_group)
     place = [0] * out_channels
     for number, group in enumerate(by_group):

@@ -8,7 +8,7 @@ is an ordinary matrix product with few columns and no business of this file.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
 
 import torch
@@ -17,7 +17,7 @@ import triton.language as tl
 
 from ..geometry import Geometry
 from ..layout import memory_format
-from . import device
+from . import autotune, device
 from .partials import accumulator, needs_int64, splits, sum_partials, triton_accumulator
 from .stem_plan import (
     COLUMN_FIELDS,
@@ -27,6 +27,7 @@ from .stem_plan import (
     VIEW_FIELDS,
     Plan,
     box,
+    candidates,
     conv_tile,
     plan,
     weight_grad_tile,
@@ -59,12 +60,12 @@ def conv(input, weight, bias, geometry: Geometry):
     )
     if output.numel() == 0:
         return output
-    tile = conv_tile(widest(geometry), input.element_size())
-    tables = plan(geometry, input.shape[1], input.stride()[1:], tile)
-    # Whole steps of the depth: the loads need no mask and are 16 bytes wide.
-    packed = torch.nn.functional.pad(weight.flatten(1), (0, tables.depth - weight[0].numel()))
-    boxes, logs = box(geometry.output_size, tile.positions)
-    with device.of(input):
+
+    def run(tile):
+        tables = plan(geometry, input.shape[1], input.stride()[1:], tile)
+        # Whole steps of the depth: the loads need no mask and are 16 bytes wide.
+        packed = torch.nn.functional.pad(weight.flatten(1), (0, tables.depth - weight[0].numel()))
+        boxes, logs = box(geometry.output_size, tile.positions)
         stem_conv_kernel[(len(tables.columns) * prod(boxes) * input.shape[0],)](
             input,
             packed,
@@ -94,6 +95,11 @@ def conv(input, weight, bias, geometry: Geometry):
             # 64-bit addresses take the registers of a compiler that holds back some (sm_120: 96 of 255).
             **(device.all_registers() if needs_int64(input, output) else {}),
         )
+
+    with device.of(input):
+        default = conv_tile(widest(geometry), input.element_size())
+        channels = *input.shape[:2], output.shape[1]
+        _run(run, default, "conv", stem_conv_kernel, output, channels, geometry, memory_format(output))
     return output
 
 
@@ -111,14 +117,14 @@ def weight_grad(grad_output, input, geometry: Geometry):
     grad_weight = grad_output.new_empty((grad_output.shape[1], channels, *geometry.kernel_size))
     if grad_output.numel() == 0:
         return grad_weight.zero_()
-    tile = weight_grad_tile(widest(geometry), input.element_size())
-    tables = plan(geometry, channels, input.stride()[1:], tile)
-    boxes, logs = box(geometry.output_size, tile.positions)
-    programs = len(tables.columns) * (tables.depth // tile.depth)
-    samples = input.shape[0]
-    each, cuts = splits(programs, prod(boxes) * samples, grad_weight.numel(), device.current().multiprocessors)
-    partials = grad_output.new_empty((cuts, *grad_weight.shape), dtype=accumulator(input.dtype))
-    with device.of(input):
+
+    def run(tile):
+        tables = plan(geometry, channels, input.stride()[1:], tile)
+        boxes, logs = box(geometry.output_size, tile.positions)
+        programs = len(tables.columns) * (tables.depth // tile.depth)
+        samples = input.shape[0]
+        each, cuts = splits(programs, prod(boxes) * samples, grad_weight.numel(), device.current().multiprocessors)
+        partials = grad_output.new_empty((cuts, *grad_weight.shape), dtype=accumulator(input.dtype))
         stem_weight_grad_kernel[(programs * cuts,)](
             grad_output,
             input,
@@ -149,7 +155,18 @@ def weight_grad(grad_output, input, geometry: Geometry):
             num_warps=tile.num_warps,
         )
         sum_partials(partials, grad_weight)
+
+    with device.of(input):
+        default = weight_grad_tile(widest(geometry), input.element_size())
+        channels = *input.shape[:2], grad_output.shape[1]
+        format = memory_format(grad_output)
+        _run(run, default, "weight_grad", stem_weight_grad_kernel, grad_weight, channels, geometry, format)
     return grad_weight
+
+
+def _run(launch, default, name: str, kernel, result, channels, geometry, format) -> None:
+    tiles = partial(candidates, name, result.element_size())
+    autotune.run(launch, default, tiles, kernel, result, geometry, channels, format=format)
 
 
 @lru_cache(maxsize=256)

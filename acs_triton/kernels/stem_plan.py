@@ -61,6 +61,14 @@ def all_tiles(kernel: str, itemsize: int) -> tuple[Tile, ...]:
     return tuple(choose[kernel](widest, itemsize) for widest in (16, 32))
 
 
+def candidates(kernel: str, itemsize: int) -> tuple[Tile, ...]:
+    """Tiles that tuning tries: fewer positions, and any number of columns and depth that does not spill."""
+    most = all_tiles(kernel, itemsize)[-1]
+    positions = {"conv": (most.positions, most.positions // 2), "weight_grad": (most.positions,)}[kernel]
+    depths = dict.fromkeys((most.depth, max(most.depth // 2, 16)))
+    return tuple(Tile(*shape) for shape in product(positions, (16, 32), depths))
+
+
 def widest(geometry: Geometry) -> int:
     """Output channels of the largest view."""
     return max(geometry.split)

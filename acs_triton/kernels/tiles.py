@@ -46,11 +46,11 @@ class WeightTile:
 COLUMN_OVERHEAD = 32
 """Cost of reading the gathered rows once, in columns of a tile."""
 
-WIDE = 512
-"""Columns from which on a layer gets the smaller number of rows."""
-
 STEP_OVERHEAD = 16
 """Cost of a step that does not depend on its depth, in channels."""
+
+HALF = 64
+"""Rows and columns of the tile for layers of few positions: half of the two largest, 128x64 and 64x128."""
 
 
 def _ceil(value: int, step: int) -> int:
@@ -76,23 +76,32 @@ def _stages(tile_bytes: int, shared_memory: int) -> int:
 
 
 def gemm_tile(
-    columns: Sequence[int], depths: Sequence[int], itemsize: int, exact: bool, shared_memory: int
+    columns: Sequence[int],
+    depths: Sequence[int],
+    rows: int,
+    itemsize: int,
+    exact: bool,
+    shared_memory: int,
+    multiprocessors: int,
 ) -> GemmTile:
-    """Tile of the gather GEMM. It does not depend on the volume, so that another size compiles nothing.
+    """Tile of the gather GEMM. The volume decides only between two tiles, so that few binaries serve all.
 
     Args:
         columns: channels that each run of columns (a view, or a channel group) writes.
         depths: channels that each run of channels read at one tap has.
+        rows: positions that are written, of all samples.
         itemsize: bytes of an element.
         exact: products are not made by matrix instructions (float32 without tf32).
         shared_memory: bytes that a program may use.
+        multiprocessors: of the device.
     """
     bk = _cheapest(depths, _depths(itemsize, exact), STEP_OVERHEAD)
     bn = _cheapest(columns, _columns(itemsize, exact), COLUMN_OVERHEAD)
-    # 128 accumulators a thread would leave too few registers for the loop. Wide layers have few
-    # positions in the networks we know, and need the more programs, unless narrow tiles give them those.
-    tall = bn <= 32 or (bn == 64 and sum(columns) < WIDE)
-    bm = 128 if tall and not exact and itemsize < 8 else 64
+    # 128 accumulators a thread would leave too few registers for the loop.
+    bm = 128 if bn <= 64 and not exact and itemsize < 8 else 64
+    programs = -(-rows // bm) * sum(-(-width // bn) for width in columns)
+    if bm * bn > HALF * HALF and 2 * programs <= multiprocessors:
+        bm, bn = HALF, HALF  # each half finds a multiprocessor of its own
     return GemmTile(bm, bn, bk, WARPS, _stages((bm + bn) * bk * itemsize, shared_memory))
 
 
@@ -144,9 +153,9 @@ def gemm_tiles(itemsize: int, exact: bool, shared_memory: int) -> list[GemmTile]
     """Every tile that :func:`gemm_tile` can choose for a dtype and device."""
     return list(
         dict.fromkeys(
-            gemm_tile(columns, [depth], itemsize, exact, shared_memory)
-            for bn in _columns(itemsize, exact)
-            for columns in ([bn], [bn] * (WIDE // bn))
+            gemm_tile([columns], [depth], 1, itemsize, exact, shared_memory, multiprocessors)
+            for multiprocessors in (1, 2)
+            for columns in _columns(itemsize, exact)
             for depth in _depths(itemsize, exact)
         )
     )

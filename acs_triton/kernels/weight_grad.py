@@ -367,14 +367,13 @@ def weight_grad(grad_output: Tensor, input: Tensor, geometry: Geometry) -> Tenso
 
     with device.of(x):
         default = weight_grad_tile(in_channels, out_channels, x.dtype, geometry)
-        run(_tuned(default, run, out, geometry))
+        autotune.run(
+            run,
+            default,
+            lambda: tiles.weight_tiles(x.dtype.itemsize, device.exact(x.dtype), device.current().shared_memory),
+            weight_grad_kernel,
+            out,
+            geometry,
+            (x.shape[0], in_channels, out_channels),
+        )
     return out
-
-
-def _tuned(default, run, out: Tensor, geometry: Geometry):
-    if not autotune.enabled():
-        return default
-    facts = {"dtype": out.dtype, "kernel": tuple(out.shape[2:]), "stride": geometry.stride}
-    sizes = {"positions": math.prod(geometry.output_size), "out": out.shape[0], "in": out.shape[1]}
-    candidates = tiles.weight_tiles(out.dtype.itemsize, device.exact(out.dtype), device.current().shared_memory)
-    return autotune.choose(weight_grad_kernel, sizes, facts, default, candidates, run, out)

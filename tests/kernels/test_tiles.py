@@ -7,10 +7,12 @@ from acs_triton.geometry import default_split
 from acs_triton.kernels import tiles
 
 SHARED_MEMORY = {"sm_80": 166912, "sm_86": 101376, "sm_90": 232448, "gfx942": 65536}
+MANY = 10**6
+"""Positions that fill every device."""
 
 
-def tile(columns, depths, itemsize=2, exact=False, arch="sm_80"):
-    return tiles.gemm_tile(columns, depths, itemsize, exact, SHARED_MEMORY[arch])
+def tile(columns, depths, rows=MANY, itemsize=2, exact=False, arch="sm_80", multiprocessors=108):
+    return tiles.gemm_tile(columns, depths, rows, itemsize, exact, SHARED_MEMORY[arch], multiprocessors)
 
 
 @pytest.mark.parametrize(
@@ -25,12 +27,33 @@ def tile(columns, depths, itemsize=2, exact=False, arch="sm_80"):
         (192, 128, 64),
         (256, 64, 128),
         (384, 64, 128),
-        (512, 64, 64),
+        (512, 128, 64),
     ],
 )
 def test_columns_follow_the_split(out_channels, bm, bn):
     """A view has a third of the channels: 64 columns would be two thirds empty at 64 channels."""
     chosen = tile(default_split(out_channels), [64])
+    assert (chosen.bm, chosen.bn) == (bm, bn)
+
+
+@pytest.mark.parametrize(
+    ("out_channels", "rows", "multiprocessors", "bm", "bn"),
+    [
+        (128, 2304, 108, 64, 64),  # 3 x 18 programs of 128x64
+        (128, 2305, 108, 128, 64),
+        (128, 2305, 132, 64, 64),
+        (128, 2305, 28, 128, 64),
+        (256, 1152, 108, 64, 64),
+        (256, 1153, 108, 64, 128),
+        (512, 2 * 7**3, 108, 64, 64),
+        (512, 2 * 7**3, 46, 128, 64),
+        (512, 2 * 14**3, 108, 128, 64),
+        (64, 8, 108, 128, 32),  # no smaller tile with so few columns
+        (48, 8, 108, 128, 16),
+    ],
+)
+def test_layers_that_leave_half_of_the_device_idle_get_half_tiles(out_channels, rows, multiprocessors, bm, bn):
+    chosen = tile(default_split(out_channels), [64], rows, multiprocessors=multiprocessors)
     assert (chosen.bm, chosen.bn) == (bm, bn)
 
 
@@ -56,7 +79,7 @@ def test_the_lists_hold_what_can_be_chosen():
     chosen = {}
     for columns, depths, facts in arguments():
         gemm, weight = chosen.setdefault(facts, (set(), set()))
-        gemm.add(tiles.gemm_tile(columns, depths, *facts))
+        gemm.update(tiles.gemm_tile(columns, depths, rows, *facts, multiprocessors=108) for rows in (1, 2000, MANY))
         weight.update(tiles.weight_tile(depths[0], columns, taps, *facts) for taps in (1, 3, 9))
     for facts, (gemm, weight) in chosen.items():
         assert gemm == set(tiles.gemm_tiles(*facts))
