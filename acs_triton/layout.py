@@ -21,3 +21,8 @@ def memory_format(tensor: torch.Tensor) -> torch.memory_format:
             return torch.contiguous_format
         least = stride[dim] * max(size[dim], 1)
     return torch.channels_last_3d
+
+
+def one_channel_last(tensor: torch.Tensor) -> torch.Tensor:
+    """A view of ``(N, 1, D, H, W)`` whose strides count as channels-last."""
+    return tensor.squeeze(1).unsqueeze(-1).movedim(-1, 1)

@@ -10,6 +10,13 @@ settings.register_profile(
 )
 settings.load_profile("default")
 
+
+def pytest_configure(config):
+    """``pytest -m fuzz``: the property tests with 2,000 examples each, drawn anew each time."""
+    if config.option.markexpr == "fuzz":
+        settings.load_profile("fuzz")
+
+
 # The tensors here are tiny: a second thread would only wait for the first.
 torch.set_num_threads(1)
 

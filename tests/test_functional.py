@@ -56,6 +56,7 @@ def skip_if_it_does_not_fit(case, **options):
         assume(False)
 
 
+@pytest.mark.fuzz
 @given(acs_arguments())
 def test_acs(case):
     skip_if_it_does_not_fit(case)
@@ -68,6 +69,7 @@ def test_acs(case):
         )
 
 
+@pytest.mark.fuzz
 @given(acs_arguments())
 def test_soft(case):
     skip_if_it_does_not_fit(case)

@@ -23,7 +23,7 @@ def run(*arguments, **environment):
 
 
 def test_interpreted():
-    run(TRITON_INTERPRET="1")
+    run("-n", "auto", TRITON_INTERPRET="1", OMP_NUM_THREADS="1")  # Python's work: a process for every core
 
 
 @pytest.mark.emulated

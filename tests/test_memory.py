@@ -12,7 +12,9 @@ CASES = [
     (LayerCase(32, 128, kernel=1, size=16), "channels_last", 0.6),
     (LayerCase(32, 32, kernel=3, size=20, soft=True), "channels_last", 0.6),
     (LayerCase(3, 32, kernel=7, size=32, stride=2), "channels_last", 0.6),
-    (LayerCase(32, 32, kernel=3, size=20), "channels_last", 0.95),
+    (LayerCase(32, 32, kernel=3, size=20), "channels_last", 0.6),
+    (LayerCase(32, 64, kernel=3, size=32, stride=2), "channels_last", 0.7),
+    (LayerCase(48, 48, kernel=3, size=20, groups=48), "channels_last", 0.7),
     (LayerCase(32, 32, kernel=3, size=20), "ncdhw", 0.95),
 ]
 

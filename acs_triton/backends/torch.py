@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..activations import activate_
 from ..geometry import Geometry
 from ..layout import memory_format
 from . import mixed, onednn
@@ -25,6 +26,11 @@ def conv(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry)
             return _piece_conv(piece, geometry, input, kernel, piece_bias).contiguous(memory_format=format)
         piece.of_output(result, 1).copy_(_piece_conv(piece, geometry, input, kernel, piece_bias))
     return result
+
+
+def conv_act(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, geometry: Geometry) -> Tensor:
+    """An activation of :func:`conv`."""
+    return activate_(conv(input, weight, bias, geometry), activation)
 
 
 def _piece_conv(piece: Piece, geometry: Geometry, input: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
@@ -57,33 +63,39 @@ def gradients(
         planes = mixed.fewest_taps(geometry, grad_output.shape[1])
         return mixed.gradients(gradients, planes, grad_output, input, weight, geometry)
     format, groups = memory_format(grad_output), geometry.groups
-    pieces = [piece for piece in pieces_of(geometry, grad_output.shape[1]) if not piece.fit.outside]
+    pieces = pieces_of(geometry, grad_output.shape[1])
     (channels, like) = (input.shape[1], input) if weight is None else (weight.shape[1] * groups, weight)
     size = grad_output.shape[0], channels, *geometry.input_size
     # Pieces that reach all channels and positions are added up as they come; others are added to a part of the sum.
-    whole = bool(pieces) and geometry.stride == (1, 1, 1) and all(piece.groups == groups for piece in pieces)
+    whole = geometry.stride == (1, 1, 1) and all(piece.groups == groups and not piece.fit.outside for piece in pieces)
     total = None if whole or weight is None else _empty(grad_output, size, format).zero_()
-    shape = grad_output.shape[1], channels // groups, *geometry.kernel_size
-    for_weight = None if input is None else like.new_zeros(shape)
+    for_kernels = []
     for piece in pieces:
-        grad = piece.of_output(grad_output, 1).contiguous(memory_format=format)
-        kernel = like.new_empty((piece.channels, *shape[1:])) if weight is None else piece.of_output(weight, 0)
+        shape = piece.channels, channels // groups, *geometry.kernel_size
+        if piece.fit.outside:
+            for_kernels.append(like.new_zeros(shape))
+            continue
+        grad = piece.of_output(grad_output, 1)
+        kernel = like.new_empty(shape) if weight is None else piece.of_output(weight, 0)
+        data = piece.of_input(_empty(grad_output, size, format) if input is None else input, groups)
         mirrored = weight is not None and onednn.better_mirrored(grad, kernel, len(piece.mirrored))
-        mask = weight is not None and not mirrored, input is not None
-        part = None
-        if any(mask):
-            data = _empty(grad, size, format) if input is None else input
-            part, of_weight = _piece_gradients(piece, geometry, grad, piece.of_input(data, groups), kernel, mask)
-            if of_weight is not None:
-                piece.of_output(for_weight, 0).copy_(of_weight)
+        mask = weight is not None and not mirrored, input is not None, False
+        backward = _on_slices if any(mask) and onednn.by_slices(piece, geometry, data, grad, kernel) else _on_volume
+        if backward is _on_volume:
+            grad = grad.contiguous(memory_format=format)  # once for both derivatives
+        part, for_kernel = backward(piece, geometry, grad, data, kernel, mask) if any(mask) else (None, None)
+        if for_kernel is not None:
+            for_kernels.append(for_kernel.contiguous())
+        del data, for_kernel
         if mirrored:
-            total = _add_mirrored(total, piece, geometry, grad, weight)
+            total = _add_mirrored(total, piece, geometry, grad.contiguous(memory_format=format), weight)
         elif part is not None:
             if total is None:
                 total = part
             else:
                 piece.of_input(total, groups).add_(part)
         del grad, part  # before the next piece's are made
+    for_weight = None if input is None else torch.cat(for_kernels)
     return None if weight is None else total.contiguous(memory_format=format), for_weight
 
 
@@ -102,30 +114,30 @@ def _add_mirrored(total: Tensor | None, piece: Piece, geometry: Geometry, grad: 
     return total
 
 
-def _piece_gradients(
-    piece: Piece, geometry: Geometry, grad: Tensor, input: Tensor, kernel: Tensor, mask: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients that ``mask`` asks for, of the piece's input channels and of its kernel, by PyTorch's own backward.
+# The gradients that ``mask`` asks for, of a piece's input channels and of its kernel, by PyTorch's own
+# backward. Of an operand whose partner's gradient is not asked for, the shape counts alone.
 
-    Of an operand whose partner's gradient is not asked for, the shape counts alone.
-    """
-    groups, mask = piece.groups, (*mask, False)
-    if onednn.by_slices(piece, geometry, input, grad, kernel):
-        slices = piece.slices
-        fit = slices.weight_fit if mask[1] else slices.fit
-        planes = fit.apply(slices.of_input(input))
-        for_planes, for_kernel, _ = _backward(
-            slices.of_output(grad), planes, kernel, slices.stride, fit.padding, slices.dilation, groups, mask
-        )
-        if for_planes is None:
-            return None, for_kernel
-        for_input = torch.zeros_like(input)
-        planes = slices.planes_of_input(for_input)
-        planes.copy_(fit.undo(for_planes).unflatten(0, planes.shape[:2]))
-        return for_input, for_kernel
+
+def _on_slices(piece: Piece, geometry: Geometry, grad: Tensor, input: Tensor, kernel: Tensor, mask):
+    slices = piece.slices
+    fit = slices.weight_fit if mask[1] else slices.fit
+    planes = fit.apply(slices.of_input(input))
+    for_planes, for_kernel, _ = _backward(
+        slices.of_output(grad), planes, kernel, slices.stride, fit.padding, slices.dilation, piece.groups, mask
+    )
+    if for_planes is None:
+        return None, for_kernel
+    for_input = torch.zeros_like(input)
+    planes = slices.planes_of_input(for_input)
+    planes.copy_(fit.undo(for_planes).unflatten(0, planes.shape[:2]))
+    return for_input, for_kernel
+
+
+def _on_volume(piece: Piece, geometry: Geometry, grad: Tensor, input: Tensor, kernel: Tensor, mask):
     fit, axis = piece.weight_fit if mask[1] else piece.fit, piece.view + 2
+    kernel = kernel.unsqueeze(axis)
     for_input, for_kernel, _ = _backward(
-        grad, fit.apply(input), kernel.unsqueeze(axis), geometry.stride, fit.padding, piece.dilation, groups, mask
+        grad, fit.apply(input), kernel, geometry.stride, fit.padding, piece.dilation, piece.groups, mask
     )
     return (
         None if for_input is None else fit.undo(for_input),
