@@ -1,0 +1,395 @@
+"""Descriptor GEMM: the convolution at stride 1 and its input gradient, for GPUs with a copy engine (TMA).
+
+The same implicit matrix multiplication as :mod:`acs_triton.kernels.gather_gemm`, with two differences.
+The input is read in boxes of positions that the copy engine fetches by coordinates and fills with zeros
+outside the tensor: the kernel computes no addresses and no masks. And the packed weights are the left
+operand: a box is then the right one, which the matrix instructions of compute capability 9.0 and 10.0 read
+from shared memory where it lies; as the left one it would pass through registers. What is fetched is said
+by the tables of :mod:`acs_triton.kernels.descriptor_tables`.
+
+Non-finite values meet zero weights: channels of a neighbouring view in the input gradient, as in the
+gather GEMM, and taps of other views where these are merged. An infinite or NaN value can then make
+more results NaN than those connected to it, all within the cube that the views' taps span. Results of
+finite operands are not affected.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from ..geometry import Geometry
+from ..layout import memory_format
+from ..merging import merge
+from ..tables import keep
+from . import autotune, descriptor_tables, device, gather_gemm, gather_tables
+from .channels_last import channels_last, is_channels_last, unit
+from .epilogue import activated
+
+JOB_FIELDS = tl.constexpr(descriptor_tables.JOB_FIELDS)
+SEGMENT_FIELDS = tl.constexpr(descriptor_tables.SEGMENT_FIELDS)
+
+MINIMUM_CAPABILITY = 90
+
+
+@triton.jit(
+    do_not_specialize=["jobs", "samples", "half_rows", "y_positions", "y_channels", "biased"],
+    do_not_specialize_on_alignment=["p_bias", "p_y", "p_jobs", "p_segments"],
+)
+def descriptor_gemm_kernel(
+    x,  # descriptor of the input (samples, three axes, channels), boxes (1, B1, B2, B3, BK)
+    w,  # descriptor of the packed weights (steps * rows, BK), boxes (BO, BK)
+    p_bias,  # (columns,), where biased
+    p_y,
+    p_jobs,
+    p_segments,
+    jobs,
+    samples,
+    half_rows,  # half of the packed rows of a step
+    y_positions,
+    y_channels,
+    biased,
+    B1: tl.constexpr,
+    B2: tl.constexpr,
+    B3: tl.constexpr,
+    BO: tl.constexpr,
+    BK: tl.constexpr,
+    Y_UNIT: tl.constexpr,  # channels-last output: its channels and columns are multiples of this; 0: channels not last
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+    ACTIVATION: tl.constexpr = "",
+):
+    POSITIONS: tl.constexpr = B1 * B2 * B3
+    program = tl.program_id(0)
+    p_job = p_jobs + (program % jobs) * JOB_FIELDS
+    boxes1 = tl.load(p_job + 8)
+    boxes2 = tl.load(p_job + 9)
+    boxes3 = tl.load(p_job + 10)
+    box = program // jobs
+    first3 = box % boxes3 * B3
+    box = box // boxes3
+    first2 = box % boxes2 * B2
+    box = box // boxes2
+    first1 = box % boxes1 * B1
+    sample = box // boxes1
+    if sample >= samples:
+        return
+
+    p_segment = p_segments + tl.load(p_job) * SEGMENT_FIELDS
+    row = tl.load(p_job + 2)
+    acc = tl.zeros((BO, POSITIONS), tl.float32)
+    for _ in range(tl.load(p_job + 1)):
+        at1 = first1 + tl.load(p_segment)
+        at2 = first2 + tl.load(p_segment + 1)
+        at3 = first3 + tl.load(p_segment + 2)
+        v1 = tl.load(p_segment + 3)
+        v2 = tl.load(p_segment + 4)
+        v3 = tl.load(p_segment + 5)
+        u1 = tl.load(p_segment + 6)
+        u2 = tl.load(p_segment + 7)
+        u3 = tl.load(p_segment + 8)
+        channel = tl.load(p_segment + 9)
+        back = tl.load(p_segment + 10)  # from the end of a tap's channels to their start
+        of_blocks = tl.load(p_segment + 11).to(tl.uint32)
+        of_taps = tl.load(p_segment + 12).to(tl.uint32)
+        twice = tl.load(p_segment + 13)
+        # The count goes by twos: so the division by one block is a multiplication too.
+        for count in range(0, twice, 2):
+            tap = tl.umulhi(tl.cast(count, tl.uint32), of_blocks)
+            u = tl.umulhi(tap, of_taps).to(tl.int32)
+            tap = tap.to(tl.int32)
+            i1 = at1 + tap * v1 + u * u1
+            i2 = at2 + tap * v2 + u * u2
+            i3 = at3 + tap * v3 + u * u3
+            c = channel + count * (BK // 2) + tap * back
+            b_x = x.load([sample, i1, i2, i3, c]).reshape(POSITIONS, BK)
+            b_w = w.load([row + count * half_rows, 0])
+            if UPCAST:
+                b_x = b_x.to(tl.float32)
+                b_w = b_w.to(tl.float32)
+            acc = tl.dot(b_w, b_x.T, acc, input_precision=PRECISION)
+        row += twice * half_rows
+        p_segment += SEGMENT_FIELDS
+
+    column = tl.load(p_job + 3)
+    columns = tl.load(p_job + 4)
+    o = tl.arange(0, BO)
+    # By whole vectors, where there are any: a mask that may differ within one would make stores of single elements.
+    m_o = o // max(Y_UNIT, 1) < columns // max(Y_UNIT, 1)
+    acc += tl.load(p_bias + column + o, mask=m_o & (biased != 0), other=0.0).to(tl.float32)[:, None]
+    b_y = activated(acc, ACTIVATION).to(p_y.dtype.element_ty)
+
+    i = tl.arange(0, POSITIONS)
+    i3 = first3 + i % B3
+    i2 = first2 + i // B3 % B2
+    i1 = first1 + i // (B3 * B2)
+    m_i = (i1 < tl.load(p_job + 5)) & (i2 < tl.load(p_job + 6)) & (i3 < tl.load(p_job + 7))
+    y_row = i1 * tl.load(p_job + 11) + i2 * tl.load(p_job + 12) + i3 * tl.load(p_job + 13) + tl.load(p_job + 14)
+    if Y_UNIT > 0:
+        pitch = (y_channels // Y_UNIT) * Y_UNIT
+        p_y += sample.to(tl.int64) * y_positions * pitch + tl.multiple_of(column, Y_UNIT)
+        if Y_UNIT > 1:
+            p_y = tl.multiple_of(p_y, 16)
+        p_y += (y_row.to(tl.int64) * pitch)[:, None] + o[None, :]
+        tl.store(p_y, tl.trans(b_y), mask=m_i[:, None] & m_o[None, :])
+    else:
+        p_y += (sample.to(tl.int64) * y_channels + column) * y_positions
+        p_y += (o.to(tl.int64) * y_positions)[:, None] + y_row[None, :]
+        tl.store(p_y, b_y, mask=m_o[:, None] & m_i[None, :])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What launches of one shape share: tables on the device, and how weights are packed.
+
+    Attributes:
+        order: of the input's three axes in its descriptor.
+        jobs, segments: tables, int32.
+        job_count: number of jobs.
+        boxes: largest number of boxes of a job and sample.
+        aligned: every tile of columns starts and ends at a whole vector.
+        places, packed_rows, blocks, steps_of, packed_steps: as in :class:`acs_triton.kernels.gather_gemm.Plan`.
+    """
+
+    order: tuple[int, int, int]
+    jobs: Tensor
+    segments: Tensor
+    job_count: int
+    boxes: int
+    aligned: bool
+    places: Tensor
+    packed_rows: int
+    blocks: int
+    steps_of: Tensor | None = None
+    packed_steps: int = 0
+
+
+def _table(values, where: torch.device, dtype: torch.dtype = torch.int32) -> Tensor:
+    return torch.tensor(values, dtype=dtype).to(where)
+
+
+def _plan(tables: descriptor_tables.Tables, vector: int, where: torch.device, places: list[int], **fields) -> Plan:
+    columns = [
+        tables.jobs[job + field] for job in range(0, len(tables.jobs), descriptor_tables.JOB_FIELDS) for field in (3, 4)
+    ]
+    return Plan(
+        order=tables.order,
+        jobs=_table(tables.jobs, where),
+        segments=_table(tables.segments, where),
+        job_count=tables.job_count,
+        boxes=tables.boxes,
+        aligned=not any(column % vector for column in columns),
+        places=_table(places, where, torch.int64),
+        **fields,
+    )
+
+
+@keep(maxsize=512)
+def _forward_plan(geometry, in_channels, out_channels, tile, vector, where) -> Plan:
+    tables = descriptor_tables.forward(geometry, in_channels, out_channels, tile)
+    places, rows = gather_tables.packed_rows(geometry, out_channels, tile.bo, tile.merged)
+    blocks = -(-in_channels // geometry.groups // tile.bk)
+    return _plan(tables, vector, where, places, packed_rows=rows, blocks=blocks)
+
+
+@keep(maxsize=512)
+def _input_grad_plan(geometry, in_channels, out_channels, tile, vector, where) -> Plan:
+    tables = descriptor_tables.input_grad(geometry, in_channels, out_channels, tile, vector)
+    places, blocks = gather_tables.packed_channels(geometry, out_channels, tile.bk, vector, tile.merged)
+    rows = -(-in_channels // geometry.groups // tile.bo) * tile.bo
+    taps = len(geometry.merged.positions) if tile.merged else math.prod(geometry.kernel_size)
+    steps_of = gather_tables.steps_of(places, blocks, tile.bk, taps, tables.packed_steps)
+    packing = {"steps_of": _table(steps_of, where, torch.int64), "packed_steps": 1 + max(map(max, steps_of))}
+    places = [place % tile.bk for place in places]
+    return _plan(tables, vector, where, places, packed_rows=rows, blocks=blocks, **packing)
+
+
+@lru_cache(maxsize=4096)
+def _checked(dtype: torch.dtype, shape: tuple[int, ...], steps: tuple[int, ...], box: tuple[int, ...]):
+    """A descriptor's attributes without its tensor: Triton's checks of them take as long as some launches."""
+    return vars(TensorDescriptor(torch.empty(0, dtype=dtype), list(shape), list(steps), list(box))) | {"base": None}
+
+
+def describe(tensor: Tensor, box: tuple[int, ...]) -> TensorDescriptor:
+    """Of a tensor whose address and strides are multiples of 16 bytes, but for the last, which is 1."""
+    result = object.__new__(TensorDescriptor)
+    result.__dict__ = {**_checked(tensor.dtype, tuple(tensor.shape), tensor.stride(), box), "base": tensor}
+    return result
+
+
+def descriptor(tensor: Tensor, order: tuple[int, int, int], box: tuple[int, ...], channels: int) -> TensorDescriptor:
+    """Of ``(N, C, D, H, W)`` in channels-last memory: ``(N, axes in order, C)`` in boxes ``(1, *box, channels)``."""
+    i, j, k = order
+    tensor = tensor.permute(0, i + 2, j + 2, k + 2, 1)
+    if 1 in tensor.shape:
+        # The stride of an axis of size one is never used, but must be one that an axis could have.
+        sizes = zip(tensor.shape, tensor.stride(), strict=True)
+        steps = [stride if size > 1 else unit(tensor.dtype) for size, stride in sizes]
+        tensor = tensor.as_strided(tensor.shape, (*steps[:4], 1))
+    return describe(tensor, (1, *box, channels))
+
+
+def _launch(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    plan: Plan,
+    tile: descriptor_tables.Tile,
+    activation: str = "",
+) -> None:
+    vector = unit(x.dtype)
+    last = memory_format(y) == torch.channels_last_3d
+    y_unit = 0 if not last else vector if plan.aligned and y.shape[1] % vector == 0 else 1
+    packed = packed.view(-1, tile.bk)
+    descriptor_gemm_kernel[(x.shape[0] * plan.boxes * plan.job_count,)](
+        descriptor(x, plan.order, tile.box, tile.bk),
+        describe(packed, (tile.bo, tile.bk)),
+        packed if bias is None else bias,
+        y,
+        plan.jobs,
+        plan.segments,
+        plan.job_count,
+        x.shape[0],
+        plan.packed_rows // 2,
+        math.prod(y.shape[2:]),
+        y.shape[1],
+        int(bias is not None),
+        B1=tile.box[0],
+        B2=tile.box[1],
+        B3=tile.box[2],
+        BO=tile.bo,
+        BK=tile.bk,
+        Y_UNIT=y_unit,
+        PRECISION=device.dot_precision(x.dtype),
+        UPCAST=device.upcast(x.dtype),
+        ACTIVATION=activation,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+
+
+@lru_cache(maxsize=4096)
+def _choose(
+    primitive: str, batch: int, channels: tuple[int, int], dtype: torch.dtype, geometry: Geometry, facts: device.Device
+) -> descriptor_tables.Tile | None:
+    transposed = primitive == "input_grad"
+    work = descriptor_tables.input_grad_work if transposed else descriptor_tables.forward_work
+    other = (gather_gemm.input_grad_tile if transposed else gather_gemm.conv_tile)(batch, *channels, dtype, geometry)
+    tile = descriptor_tables.choose(
+        [work(geometry, *channels, merged) for merged in _merging(geometry)],
+        work(geometry, *channels, other.merged),
+        other,
+        batch,
+        dtype.itemsize,
+        facts.shared_memory,
+        facts.multiprocessors,
+    )
+    return tile if tile is not None and _keeps_to_a_group(tile, primitive, channels[0], geometry) else None
+
+
+def _merging(geometry: Geometry) -> tuple[bool, ...]:
+    """Whether taps can be merged: there are none to merge, only merged ones, or both."""
+    return (True,) if geometry.mixed else (False,) if geometry.coincident else (False, True)
+
+
+def _keeps_to_a_group(tile: descriptor_tables.Tile, primitive: str, in_channels: int, geometry: Geometry) -> bool:
+    """Whether no block of channels reaches into the next group."""
+    return geometry.groups == 1 or (primitive == "conv" and in_channels // geometry.groups % tile.bk == 0)
+
+
+def conv_tile(
+    batch: int, in_channels: int, out_channels: int, dtype: torch.dtype, geometry: Geometry
+) -> descriptor_tables.Tile | None:
+    """The heuristic's tile for :func:`conv`, or None where the gather GEMM suits better."""
+    return _choose("conv", batch, (in_channels, out_channels), dtype, geometry, device.current())
+
+
+def input_grad_tile(
+    batch: int, in_channels: int, out_channels: int, dtype: torch.dtype, geometry: Geometry
+) -> descriptor_tables.Tile | None:
+    """The heuristic's tile for :func:`input_grad`, or None where the gather GEMM suits better."""
+    return _choose("input_grad", batch, (in_channels, out_channels), dtype, geometry, device.current())
+
+
+def available() -> bool:
+    """Whether the device that Triton drives has a copy engine."""
+    facts = device.current()
+    return facts.backend == "cuda" and facts.arch >= MINIMUM_CAPABILITY
+
+
+def repeats(tensor: Tensor, groups: int = 1) -> bool:
+    """Whether a tensor would be read where it lies through a stride of zero; the copy engine does not promise that."""
+    repeated = any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+    return repeated and is_channels_last(tensor, groups)
+
+
+def suits(primitive: str, data: Tensor, geometry: Geometry, in_channels: int, out_channels: int) -> bool:
+    """Whether this kernel computes a primitive (``"conv"`` or ``"input_grad"``) of ``data`` here, and should."""
+    if not available() or data.dtype.itemsize > 4 or data.numel() == 0:
+        return False
+    if device.exact(data.dtype) or (primitive == "conv" and geometry.stride != (1, 1, 1)):
+        return False
+    if repeats(data, geometry.groups):
+        return False
+    choose = conv_tile if primitive == "conv" else input_grad_tile
+    return choose(data.shape[0], in_channels, out_channels, data.dtype, geometry) is not None
+
+
+def _run(launch, default, primitive: str, y: Tensor, sizes: tuple[int, int, int], geometry: Geometry) -> None:
+    def candidates():
+        every = descriptor_tables.all_tiles(y.dtype.itemsize, device.current().shared_memory)
+        every = [tile for tile in every if _keeps_to_a_group(tile, primitive, sizes[1], geometry)]
+        return [replace(tile, merged=merged) for merged in _merging(geometry) for tile in every]
+
+    facts = {"primitive": primitive, "format": memory_format(y), "mixed": geometry.mixed}
+    autotune.run(launch, default, candidates, descriptor_gemm_kernel, y, geometry, sizes, **facts)
+
+
+def conv(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "") -> Tensor:
+    """``(N, C, D, H, W)`` and ``(O, C/groups, ku, kv)`` to ``(N, O, *geometry.output_size)``; stride 1.
+
+    The result has the input's dtype and memory format; sums, bias and activation are float32. To be called where
+    :func:`suits` says so.
+    """
+    batch, out_channels = input.shape[0], weight.shape[0]
+    shape = (batch, out_channels, *geometry.output_size)
+    y = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
+    x = channels_last(input, geometry.groups)
+
+    def run(tile):
+        plan = _forward_plan(geometry, x.shape[1], out_channels, tile, unit(x.dtype), x.device)
+        _launch(x, gather_gemm.packed(weight, geometry, plan, tile), bias, y, plan, tile, activation)
+
+    with device.of(x):
+        sizes = batch, input.shape[1], out_channels
+        _run(run, conv_tile(*sizes, input.dtype, geometry), "conv", y, sizes, geometry)
+    return y
+
+
+def input_grad(grad_output: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """``(N, O, *geometry.output_size)`` and ``(O, C/groups, ku, kv)`` to ``(N, C, *geometry.input_size)``.
+
+    The result has the gradient's dtype and memory format. To be called where :func:`suits` says so.
+    """
+    batch, out_channels, channels = *grad_output.shape[:2], weight.shape[1] * geometry.groups
+    shape = (batch, channels, *geometry.input_size)
+    y = torch.empty(shape, dtype=grad_output.dtype, device=grad_output.device, memory_format=memory_format(grad_output))
+    g = channels_last(grad_output)
+
+    def run(tile):
+        plan = _input_grad_plan(geometry, channels, out_channels, tile, unit(g.dtype), g.device)
+        taps = merge(weight, geometry) if tile.merged else weight
+        _launch(g, gather_gemm._pack_input_grad(taps, plan, tile.bk), None, y, plan, tile)
+
+    with device.of(g):
+        sizes = batch, channels, out_channels
+        _run(run, input_grad_tile(*sizes, grad_output.dtype, geometry), "input_grad", y, sizes, geometry)
+    return y
