@@ -3,11 +3,13 @@
 from . import converters, functional, operators
 from .backends import current_backend, use_backend
 from .explanation import explain
+from .fusion import FusionError, fuse
 from .lifting import LiftingError, check_lifting, convert, describe
 from .standard import standard_operators
 
 __version__ = "0.1.0"
 __all__ = [
+    "FusionError",
     "LiftingError",
     "check_lifting",
     "convert",
@@ -16,6 +18,7 @@ __all__ = [
     "describe",
     "explain",
     "functional",
+    "fuse",
     "operators",
     "standard_operators",
     "use_backend",

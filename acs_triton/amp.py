@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from .frozen import derived
+
 # Asked once: Dynamo of PyTorch 2.9 does not trace the question.
 _DEVICES = frozenset(
     filter(torch.amp.is_autocast_available, ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "maia", "xla"))
@@ -24,7 +26,9 @@ def cast(input, *operands) -> tuple:
         return input, *operands
     dtype = torch.get_autocast_dtype(input.device.type)
     return tuple(
-        one.to(dtype) if isinstance(one, Tensor) and one.is_floating_point() and one.dtype != torch.float64 else one
+        derived(one, dtype, lambda tensor: tensor.to(dtype))
+        if isinstance(one, Tensor) and one.is_floating_point() and one.dtype != torch.float64
+        else one
         for one in (input, *operands)
     )
 

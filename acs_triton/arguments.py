@@ -8,6 +8,7 @@ from numbers import Integral
 
 import torch
 
+from .activations import ACTIVATIONS
 from .geometry import PLANE_AXES, ROLES, VIEWS, ConvParams, default_split, per_axis
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -173,6 +174,12 @@ def check_input(input) -> None:
         )
     if input.dtype not in FLOAT_DTYPES:
         raise TypeError(f"input has dtype {input.dtype}; it must be one of {', '.join(map(str, FLOAT_DTYPES))}")
+
+
+def check_activation(name) -> None:
+    """Raise unless ``name`` is None or names an activation."""
+    if name is not None and name not in ACTIVATIONS:
+        raise ValueError(f"activation must be None or one of {', '.join(map(repr, ACTIVATIONS))}, got {name!r}")
 
 
 def check_operands(input, weight, bias, groups: int) -> None:

@@ -22,7 +22,10 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from . import ops
+from .activations import activate
+from .frozen import FrozenParameter
 from .geometry import ConvParams
+from .layout import memory_format, one_channel_last
 
 _NONE = (None,)
 
@@ -65,12 +68,16 @@ class ACSConvFunction(_Primitive):
     def forward(ctx, keyset, input, weight, bias, *params):
         output = ACSConvFunction.below(ctx, keyset, input, weight, bias, *params)
         ctx.params, ctx.input_size, ctx.output_shape = params, input.shape[2:], output.shape
+        # A gradient of one channel may have lost the format of the network around it.
+        ctx.one_channel_last = output.shape[1] == 1 and memory_format(input) == torch.channels_last_3d
         return output
 
     @staticmethod
     def backward(ctx, grad):
         input, weight = ctx.saved_tensors
         _, *needs = ctx.needs_input_grad
+        if ctx.one_channel_last:
+            grad = one_channel_last(grad)
         if needs[0] and needs[1] and not _differentiated():
             gradients = ops.run_gradients if _unwatched(grad, input, weight) else ops.gradients
             for_input, for_weight = gradients(grad, input, weight, *ctx.params)
@@ -156,14 +163,46 @@ for _function in (ACSConvFunction, ACSInputGradFunction, ACSWeightGradFunction):
     ops.LIBRARY.impl(_function.op, _function.kernel, "Autograd", with_keyset=True)
 
 
-def conv(input: Tensor, weight: Tensor, bias: Tensor | None, params: ConvParams) -> Tensor:
-    """Differentiable convolution."""
+def _conv_act_kernel(keyset, input, weight, bias, activation: str, *params) -> Tensor:
+    """``conv_act`` for the dispatcher's key ``Autograd``: the derivative needs what the activation was given."""
+    if _differentiable(input, weight, bias):
+        return activate(ops.conv(input, weight, bias, *params), activation)
+    with torch._C._AutoDispatchBelowAutograd():
+        return ops.conv_act.redispatch(
+            keyset & torch._C._after_autograd_keyset, input, weight, bias, activation, *params
+        )
+
+
+ops.LIBRARY.impl(ops.conv_act, _conv_act_kernel, "Autograd", with_keyset=True)
+
+
+def _differentiable(*tensors: Tensor | None) -> bool:
+    """Whether what is computed of them now may be differentiated, in reverse or in forward mode."""
+    if forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
+
+
+def conv(
+    input: Tensor, weight: Tensor, bias: Tensor | None, params: ConvParams, activation: str | None = None
+) -> Tensor:
+    """Differentiable convolution, and an activation of it."""
+    if activation is not None:
+        return _conv_act(input, weight, bias, activation, params)
     args = params.args()
     if not _unwatched(input, weight, bias):
         return ops.conv(input, weight, bias, *args)
-    if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (input, weight, bias)):
+    if _differentiable(input, weight, bias):
         return ACSConvFunction.apply(None, input, weight, bias, *args)
     return ops.run_conv(input, weight, bias, *args)
+
+
+def _conv_act(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, params: ConvParams) -> Tensor:
+    if not _unwatched(input, weight, bias):
+        return ops.conv_act(input, weight, bias, activation, *params.args())
+    if _differentiable(input, weight, bias):
+        return activate(conv(input, weight, bias, params), activation)
+    return ops.run_conv_act(input, weight, bias, activation, *params.args())
 
 
 def _unwatched(*tensors: Tensor | None) -> bool:
@@ -183,7 +222,7 @@ def _unwatched(*tensors: Tensor | None) -> bool:
 
 def _is_plain(tensor: Tensor) -> bool:
     wrapped = functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
-    return type(tensor) in (Tensor, torch.nn.Parameter) and not wrapped and not tensor.is_meta
+    return type(tensor) in (Tensor, torch.nn.Parameter, FrozenParameter) and not wrapped and not tensor.is_meta
 
 
 def _differentiated() -> bool:

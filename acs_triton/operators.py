@@ -12,6 +12,7 @@ from torch.nn import init
 
 from . import amp, functional
 from .arguments import check_input, check_operands, conv_params
+from .frozen import derived
 from .geometry import ConvParams, default_split
 
 __all__ = ["ACSConv", "Conv2_5d", "SoftACSConv"]
@@ -30,6 +31,7 @@ class _ACSConvNd(nn.Module):
     """What ACS and Soft ACS layers share: parameters, their initial values, checks and padding modes."""
 
     rule = "acsconv"
+    _acs_activation: str | None = None  # set by acs_triton.fuse
 
     def __init__(
         self,
@@ -172,7 +174,7 @@ class ACSConv(_ACSConvNd):
         input, weight, bias = amp.cast(input, self.weight, self.bias)
         check_operands(input, weight, bias, self.groups)
         params = self._params(self.acs_kernel_split)
-        return functional.apply(self._padded(input, params), weight, bias, params)
+        return functional.apply(self._padded(input, params), weight, bias, params, self._acs_activation)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, acs_kernel_split={self.acs_kernel_split}"
@@ -221,14 +223,15 @@ class SoftACSConv(_ACSConvNd):
     def view_weight(self) -> Tensor:
         """The mix ``(out_channels, 3)`` of the axial, coronal and sagittal views; rows sum to 1."""
         if self.mean:
-            return self.weight.new_full((self.out_channels, 3), 1 / 3)
-        return self.soft_w_core.softmax(-1)
+            return derived(self.weight, "mean", lambda weight: weight.new_full((self.out_channels, 3), 1 / 3))
+        return derived(self.soft_w_core, "softmax", lambda core: core.softmax(-1))
 
     def forward(self, input: Tensor) -> Tensor:
         input, weight, view_weight, bias = amp.cast(input, self.weight, self.view_weight, self.bias)
         check_operands(input, weight, bias, self.groups)
         params = self._params(None)
-        return functional.apply_soft(self._padded(input, params), weight, view_weight, bias, params)
+        data = self._padded(input, params)
+        return functional.apply_soft(data, weight, view_weight, bias, params, self._acs_activation)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, mean={self.mean}"
@@ -251,6 +254,8 @@ class Conv2_5d(nn.Conv3d):
     >>> layer(torch.rand(2, 3, 8, 16, 16)).shape, layer.weight.shape
     (torch.Size([2, 10, 8, 16, 16]), torch.Size([10, 3, 1, 3, 3]))
     """
+
+    _acs_activation: str | None = None  # set by acs_triton.fuse
 
     def __init__(
         self,
@@ -290,9 +295,17 @@ class Conv2_5d(nn.Conv3d):
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
-        plane = weight.squeeze(self.unsqueeze_axis)
+        plane = derived(weight, "plane", lambda weight: weight.squeeze(self.unsqueeze_axis))
         return functional.conv2_5d(
-            input, plane, bias, self.stride, padding, self.dilation, self.groups, self.unsqueeze_axis
+            input,
+            plane,
+            bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            self.unsqueeze_axis,
+            self._acs_activation,
         )
 
 

@@ -4,6 +4,7 @@
 ``torch.ops.acs_triton``               result                          shape
 ====================================== =============================== ===========================
 ``conv(input, weight, bias, ...)``     the convolution                 ``(N, O, *output_size)``
+``conv_act(..., activation, ...)``     an activation of it             ``(N, O, *output_size)``
 ``input_grad(grad, weight, ...)``      its derivative for the input    ``(N, C, *input_size)``
 ``weight_grad(grad, input, ...)``      its derivative for the weight   ``(O, C/groups, ku, kv)``
 ``gradients(grad, input, weight,...)`` both, not differentiable        the two above
@@ -32,11 +33,13 @@ _PARAMS = (
 )
 LIBRARY = torch.library.Library("acs_triton", "DEF")
 LIBRARY.define(f"conv(Tensor input, Tensor weight, Tensor? bias, {_PARAMS}) -> Tensor")
+LIBRARY.define(f"conv_act(Tensor input, Tensor weight, Tensor? bias, str activation, {_PARAMS}) -> Tensor")
 LIBRARY.define(f"input_grad(Tensor grad_output, Tensor weight, SymInt[] input_size, {_PARAMS}) -> Tensor")
 LIBRARY.define(f"weight_grad(Tensor grad_output, Tensor input, {_PARAMS}) -> Tensor")
 LIBRARY.define(f"gradients(Tensor grad_output, Tensor input, Tensor weight, {_PARAMS}) -> (Tensor, Tensor)")
 
 conv = torch.ops.acs_triton.conv.default
+conv_act = torch.ops.acs_triton.conv_act.default
 input_grad = torch.ops.acs_triton.input_grad.default
 weight_grad = torch.ops.acs_triton.weight_grad.default
 gradients = torch.ops.acs_triton.gradients.default
@@ -48,6 +51,14 @@ def run_conv(input: Tensor, weight: Tensor, bias: Tensor | None, *params) -> Ten
     backend = backends.choose("conv", input, weight, geometry)
     with amp.off(input):
         return backend.conv(input, weight, bias, geometry)
+
+
+@torch.library.impl(LIBRARY, "conv_act", "CompositeExplicitAutograd")
+def run_conv_act(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, *params) -> Tensor:
+    geometry = ConvParams.from_args(params).geometry(input.shape[2:])
+    backend = backends.choose("conv", input, weight, geometry)
+    with amp.off(input):
+        return backend.conv_act(input, weight, bias, activation, geometry)
 
 
 @torch.library.impl(LIBRARY, "input_grad", "CompositeExplicitAutograd")
@@ -82,6 +93,11 @@ def _conv_fake(input, weight, bias, *params):
     size = ConvParams.from_args(params).output_size(input.shape[2:])
     shape = (input.shape[0], weight.shape[0], *size)
     return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
+
+
+@torch.library.register_fake("acs_triton::conv_act", lib=LIBRARY)
+def _conv_act_fake(input, weight, bias, activation, *params):
+    return _conv_fake(input, weight, bias, *params)
 
 
 @torch.library.register_fake("acs_triton::input_grad", lib=LIBRARY)
@@ -129,6 +145,7 @@ def _batching_rule(op, folds):
 
 
 torch.library.register_vmap("acs_triton::conv", _batching_rule(conv, folds=(0,)), lib=LIBRARY)
+torch.library.register_vmap("acs_triton::conv_act", _batching_rule(conv_act, folds=(0,)), lib=LIBRARY)
 torch.library.register_vmap("acs_triton::input_grad", _batching_rule(input_grad, folds=(0,)), lib=LIBRARY)
 torch.library.register_vmap("acs_triton::weight_grad", _batching_rule(weight_grad, folds=()), lib=LIBRARY)
 

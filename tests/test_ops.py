@@ -15,11 +15,13 @@ from acs_triton.operators import ACSConv, Conv2_5d, SoftACSConv
 
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
-@pytest.mark.parametrize("groups", [1, 2])
-def test_opcheck(requires_grad, memory_format, groups):
+@pytest.mark.parametrize(("groups", "mixed"), [(1, False), (2, False), (1, True)])
+def test_opcheck(requires_grad, memory_format, groups, mixed):
     x = torch.randn(2, 4, 5, 4, 6).contiguous(memory_format=memory_format)
     weight, bias = torch.randn(6, 4 // groups, 3, 3), torch.randn(6)
     params = conv_params((3, 3), 6, 2, 1, 1, groups, None)
+    if mixed:
+        params, weight = params.mixed(), torch.randn(6, 4, 3, 3, 3)
     grad = torch.randn(2, 6, *params.output_size(x.shape[2:])).contiguous(memory_format=memory_format)
     for tensor in (x, weight, bias, grad):
         tensor.requires_grad_(requires_grad)
@@ -28,6 +30,13 @@ def test_opcheck(requires_grad, memory_format, groups):
     opcheck(ops.input_grad, (grad, weight, x.shape[2:], *params.args()))
     opcheck(ops.weight_grad, (grad, x, *params.args()))
     opcheck(ops.gradients, (grad.detach(), x.detach(), weight.detach(), *params.args()))
+
+
+def test_opcheck_of_an_activation():
+    tensors = torch.randn(2, 4, 5, 4, 6), torch.randn(6, 4, 3, 3), torch.randn(6)
+    params = conv_params((3, 3), 6, 2, 1, 1, 1, None).args()
+    opcheck(ops.conv_act, (*tensors, "silu", *params))
+    opcheck(ops.conv_act, (*(tensor.requires_grad_() for tensor in tensors), "gelu_tanh", *params))
 
 
 def has_compiler() -> bool:

@@ -37,7 +37,7 @@ class _Lifted:
     """Mixed into the class of every module of a lifted network, before its own class."""
 
     def __call__(self, *args, **kwargs):
-        rows = first_rows(tensors_in(args) + tensors_in(kwargs.values())) if _has_hooks(self) else None
+        rows = first_rows(tensors_in(args) + tensors_in(kwargs.values())) if has_hooks(self) else None
         if rows is None:
             return super().__call__(*args, **kwargs)
         run = rows.run  # hooks see volumes
@@ -107,14 +107,16 @@ def _call_mixed(module, forward, args, kwargs):
         ) from error
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module has hooks of its own around its calls."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 
 @functools.cache
-def _lifted_class(base: type) -> type:
+def lifted_class(base: type) -> type:
+    """``base`` with the mixin of lifted modules."""
     if issubclass(base, torch.jit.ScriptModule):
         raise LiftingError("cannot lift a ScriptModule: its operations are fixed; convert the module it was made from")
     follow_checkpoints()
@@ -162,9 +164,9 @@ def _swap_class(module: nn.Module) -> None:
         return
     if parametrize.is_parametrized(module):
         # The class on top was made for this module; removing the parametrization takes it off again.
-        type(module).__bases__ = (_lifted_class(type(module).__bases__[0]),)
+        type(module).__bases__ = (lifted_class(type(module).__bases__[0]),)
     else:
-        module.__class__ = _lifted_class(type(module))
+        module.__class__ = lifted_class(type(module))
 
 
 def _rebuild(rebuild, args):

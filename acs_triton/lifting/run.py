@@ -11,6 +11,7 @@ from torch._subclasses import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from ..frozen import derived
 from .errors import LiftingError
 from .rows import (
     BatchSize,
@@ -234,6 +235,8 @@ class Run(TorchFunctionMode):
     def _without_rows(self, name, function, args, kwargs):
         """An operation on the plane of a tensor that does not come from a volume."""
         operands = tensors_in(args) + tensors_in(kwargs.values())
+        if not operands:
+            return function(*args, **kwargs)
         first = operands[0]
         if first.dim() == 4 and 1 < first.shape[0] in self.batches and not _has_equal_rows(first):
             raise self.error(
@@ -261,8 +264,9 @@ class Run(TorchFunctionMode):
         """Shares ``(O, 3)`` of the views in each output channel of the running layer."""
         core = self.layer._parameters.get("soft_w_core") if self.lift.kind == "soft" else None
         if core is not None:
-            return core.softmax(-1)
-        return weight.new_full((weight.shape[0] if channels is None else channels, 3), 1 / 3)
+            return derived(core, "softmax", lambda core: core.softmax(-1))
+        shape = weight.shape[0] if channels is None else channels, 3
+        return derived(weight, shape, lambda weight: weight.new_full(shape, 1 / 3))
 
     @property
     def path(self) -> str:

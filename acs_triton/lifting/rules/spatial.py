@@ -6,10 +6,12 @@ import torch
 from torch.nn import functional as F
 
 from ... import functional as acs
+from ...activations import activate
 from ...geometry import default_split
 from ...standard import conv3d, spanned_axes
 from ..errors import LiftingError
 from ..rows import known_equal, rows_of
+from ..separable import avg_pool3d, resize_nearest
 from ..weights import inflate
 from .table import mark, replaces
 
@@ -47,9 +49,11 @@ def along_depth(kernel, *others):
 def conv2d(run, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     if rows_of(weight) is not None or rows_of(input) is None:
         raise LiftingError("its kernel depends on the volume")
+    activation = getattr(run.layer, "_acs_activation", None)
     if not is_image(input):
         flat = weight.sum(2) if weight.dim() == 5 else weight
-        return same_plane(run, input, F.conv2d(input, flat, bias, stride, padding, dilation, groups))
+        output = F.conv2d(input, flat, bias, stride, padding, dilation, groups)
+        return same_plane(run, input, activate(output, activation))
     lift = run.lift
     stride, dilation = pair(stride), pair(dilation)
     padding = padding if isinstance(padding, str) else pair(padding)
@@ -57,17 +61,17 @@ def conv2d(run, input, weight, bias=None, stride=1, padding=0, dilation=1, group
         weight = weight.sum(lift.axis)
     steps = (lift.depth_stride or min(stride), *stride)
     if tuple(weight.shape[2:]) == (1, 1) and lift.kind != "soft" and steps == (1, 1, 1) and padding in ((0, 0), "same"):
-        return same_plane(run, input, F.conv2d(input, weight, bias, 1, 0, 1, groups))
+        return same_plane(run, input, activate(F.conv2d(input, weight, bias, 1, 0, 1, groups), activation))
     volume = run.volume(input)
+    options = steps, padding, dilation, groups
     if lift.kind == "acs":
-        output = acs.acs_conv3d(volume, weight, bias, steps, padding, dilation, groups, lift.split, lift.aligned)
+        output = acs.acs_conv3d(volume, weight, bias, *options, lift.split, lift.aligned, activation)
     elif lift.kind == "2.5d":
-        output = acs.conv2_5d(volume, weight, bias, steps, padding, dilation, groups)
+        output = acs.conv2_5d(volume, weight, bias, *options, activation=activation)
     elif lift.kind == "3d":
-        output = _dense_conv(volume, weight, bias, steps, padding, dilation, groups, lift)
+        output = activate(_dense_conv(volume, weight, bias, *options, lift), activation)
     else:
-        shares = run.view_weight(weight)
-        output = acs.soft_acs_conv3d(volume, weight, shares, bias, steps, padding, dilation, groups, lift.aligned)
+        output = acs.soft_acs_conv3d(volume, weight, run.view_weight(weight), bias, *options, lift.aligned, activation)
     return run.like(input, output)
 
 
@@ -299,18 +303,8 @@ def avg_pool2d(
     kernel, stride, padding, _ = _pool_arguments(run, kernel_size, stride, padding)
     volume = run.volume(input)
     volume, padding = _slices_for_pool(run, volume, kernel, stride, padding, (1, 1, 1))
-    if divisor_override is not None:
-        divisor_override *= kernel[0]
-    if any(size < k for size, k in zip(volume.shape[2:], kernel, strict=True)):
-        # avg_pool3d, unlike avg_pool2d, wants the kernel to fit without the padding.
-        sides = [side for size in reversed(padding) for side in (size, size)]
-        inside = F.pad(volume.new_ones(1, 1, *volume.shape[2:]), sides)
-        volume, padding = F.pad(volume, sides), 0
-        if not count_include_pad and divisor_override is None:
-            share = F.avg_pool3d(inside, kernel, stride, 0, ceil_mode)
-            return run.like(input, F.avg_pool3d(volume, kernel, stride, 0, ceil_mode) / share)
-    volume = F.avg_pool3d(volume, kernel, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    return run.like(input, volume)
+    options = ceil_mode, count_include_pad, divisor_override
+    return run.like(input, avg_pool3d(volume, kernel, stride, padding, *options))
 
 
 def _global(run, input, pool, divisor=None):
@@ -462,12 +456,13 @@ def interpolate(
         )
         return run.slices(volume)
     volume = run.volume(input)
-    if size is None and depth is scaled and run.lift.depth_stride is None:
-        options.update(scale_factor=(min(scale), *scale), mode=solid)
-        volume = F.interpolate(volume, **options)
+    if size is None and depth is scaled and run.lift.depth_stride is None and not recompute_scale_factor:
+        target = {"scale_factor": (min(scale), *scale)}
     else:
-        volume = F.interpolate(volume, (depth, height, width), mode=solid, align_corners=align_corners)
-    return run.like(input, volume)
+        target = {"size": (depth, height, width)}
+    if solid.startswith("nearest"):
+        return run.like(input, resize_nearest(volume, solid, **target))
+    return run.like(input, F.interpolate(volume, mode=solid, align_corners=align_corners, **target))
 
 
 def _scaled(size, factor):
@@ -496,4 +491,4 @@ def pixel_unshuffle(run, input, downscale_factor):
     flat = same_plane(run, input, F.pixel_unshuffle(input, downscale_factor))
     if rows_of(input).pooled:
         return flat
-    return run.slices(F.avg_pool3d(run.volume(flat), (downscale_factor, 1, 1)))
+    return run.slices(avg_pool3d(run.volume(flat), (downscale_factor, 1, 1), (downscale_factor, 1, 1), (0, 0, 0)))
