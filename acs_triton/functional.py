@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from . import amp, autograd, standard
-from .arguments import check_operands, check_view_weight, checked_params, planar_params
+from .activations import activate
+from .arguments import check_activation, check_operands, check_view_weight, checked_params, planar_params
+from .frozen import FrozenParameter, is_frozen, once
 from .geometry import ConvParams
 
 __all__ = ["acs_conv3d", "conv2_5d", "soft_acs_conv3d"]
@@ -22,6 +23,7 @@ def acs_conv3d(
     groups: int = 1,
     split=None,
     aligned: bool = False,
+    activation: str | None = None,
 ) -> Tensor:
     """ACS convolution (Yang et al., arXiv:1911.10477, section 3.1): a 2D kernel on a volume.
 
@@ -41,6 +43,8 @@ def acs_conv3d(
         aligned: place the through-plane sample on the kernel's centre,
             ``dilation * (k // 2) - padding``, instead of where ACSConv 0.1.1 places it. The two
             differ for even kernels, dilation, and some sizes.
+        activation: ``"relu"``, ``"silu"``, ``"gelu"`` or ``"gelu_tanh"``, applied to the result; in the
+            Triton kernels before it is stored, where no gradient is needed.
 
     Returns:
         ``(N, O, D', H', W')`` (or unbatched), sized as by ``torch.nn.functional.conv3d`` with a
@@ -55,7 +59,8 @@ def acs_conv3d(
     """
     input, weight, bias = amp.cast(input, weight, bias)
     params = checked_params(input, weight, bias, stride, padding, dilation, groups, split, aligned)
-    return apply(input, weight, bias, params)
+    check_activation(activation)
+    return apply(input, weight, bias, params, activation)
 
 
 def soft_acs_conv3d(
@@ -68,6 +73,7 @@ def soft_acs_conv3d(
     dilation=1,
     groups: int = 1,
     aligned: bool = False,
+    activation: str | None = None,
 ) -> Tensor:
     """Soft ACS convolution (Yang et al., section 3.3): every channel in all three views, mixed.
 
@@ -84,7 +90,8 @@ def soft_acs_conv3d(
     input, weight, view_weight, bias = amp.cast(input, weight, view_weight, bias)
     params = checked_params(input, weight, bias, stride, padding, dilation, groups, aligned=aligned)
     check_view_weight(view_weight, input, weight.shape[0])
-    return apply_soft(input, weight, view_weight, bias, params)
+    check_activation(activation)
+    return apply_soft(input, weight, view_weight, bias, params, activation)
 
 
 def conv2_5d(
@@ -96,6 +103,7 @@ def conv2_5d(
     dilation=1,
     groups: int = 1,
     axis: int = -3,
+    activation: str | None = None,
 ) -> Tensor:
     """2.5D convolution: a 2D kernel on every slice, ``(1, ku, kv)`` for the default axis.
 
@@ -117,27 +125,36 @@ def conv2_5d(
     if axis not in (-3, -2, -1):
         raise ValueError(f"axis must be -3 (D), -2 (H) or -1 (W), got {axis!r}")
     params = planar_params(weight.shape[2:], weight.shape[0], stride, padding, dilation, groups, axis + 3)
-    return apply(input, weight, bias, params)
+    check_activation(activation)
+    return apply(input, weight, bias, params, activation)
 
 
-def apply(input: Tensor, weight: Tensor, bias: Tensor | None, params: ConvParams) -> Tensor:
+def apply(
+    input: Tensor, weight: Tensor, bias: Tensor | None, params: ConvParams, activation: str | None = None
+) -> Tensor:
     """The convolution of checked operands, batched or not."""
     if input.dim() == 4:
-        return apply(input.unsqueeze(0), weight, bias, params).squeeze(0)
+        return apply(input.unsqueeze(0), weight, bias, params, activation).squeeze(0)
     if standard.wanted():
-        return standard.conv(input, weight, bias, params)
-    return autograd.conv(input, weight, bias, params)
+        return activate(standard.conv(input, weight, bias, params), activation)
+    return autograd.conv(input, weight, bias, params, activation)
 
 
-def apply_soft(input: Tensor, weight: Tensor, view_weight: Tensor, bias: Tensor | None, params: ConvParams) -> Tensor:
+def apply_soft(
+    input: Tensor,
+    weight: Tensor,
+    view_weight: Tensor,
+    bias: Tensor | None,
+    params: ConvParams,
+    activation: str | None = None,
+) -> Tensor:
     """The mixed convolution of checked operands; the split of ``params`` is ignored."""
     if input.dim() == 4:
-        return apply_soft(input.unsqueeze(0), weight, view_weight, bias, params).squeeze(0)
-    kernels = weight.unsqueeze(2) * view_weight[:, None, :, None, None]
-    if params.kernel_size == (1, 1) and not any(params.padding_low):
-        return apply(input, kernels.sum(2), bias, params)
-    if not standard.wanted() and not any(params.repeats_one_plane(input.shape[2:], view) for view in range(3)):
-        return apply(input, kernels, bias, params.mixed())
+        return apply_soft(input.unsqueeze(0), weight, view_weight, bias, params, activation).squeeze(0)
+    kernels = _mixed(weight, view_weight)
+    whole = soft_params(params, input.shape[2:])
+    if whole is not None:
+        return apply(input, kernels.sum(2) if whole.split else kernels, bias, whole, activation)
     parts = []
     for view, kernel in enumerate(kernels.unbind(2)):
         data, one_view = input, params.one_view(view, weight.shape[0])
@@ -146,4 +163,27 @@ def apply_soft(input: Tensor, weight: Tensor, view_weight: Tensor, bias: Tensor 
             sizes = [length if axis == view + 2 else -1 for axis in range(5)]
             data, one_view = input.narrow(view + 2, 0, 1).expand(sizes), one_view.without_through_plane(view)
         parts.append(apply(data, kernel, None if parts else bias, one_view))
-    return sum(parts[1:], start=parts[0])
+    return activate(sum(parts[1:], start=parts[0]), activation)
+
+
+def soft_params(params: ConvParams, input_size) -> ConvParams | None:
+    """Parameters of the one convolution that the mixed one is; None where it is a sum of three.
+
+    All views of a pointwise kernel coincide: theirs is the standard one, of the summed kernels.
+    """
+    if params.kernel_size == (1, 1) and not any(params.padding_low):
+        return params
+    if standard.wanted() or any(params.repeats_one_plane(input_size, view) for view in range(3)):
+        return None
+    return params.mixed()
+
+
+def _mixed(weight: Tensor, view_weight: Tensor) -> Tensor:
+    """The weight of mixed views, ``(O, C / groups, 3, ku, kv)``."""
+
+    def mix(weight, view_weight):
+        return weight.unsqueeze(2) * view_weight[:, None, :, None, None]
+
+    if not is_frozen(weight, view_weight):
+        return mix(weight, view_weight)
+    return once(weight, view_weight, lambda: FrozenParameter(mix(weight, view_weight), requires_grad=False))

@@ -88,15 +88,6 @@ def through_offset(rule: str, size: int, out: int, kernel: int, stride: int, low
 
 
 @dataclass(frozen=True)
-class DenseTaps:
-    """A dense kernel per axis: position of tap 0 for output index 0, dilation, and the tap of that axis's view."""
-
-    start: Triple
-    dilation: Triple
-    centre: Triple
-
-
-@dataclass(frozen=True)
 class MergedTaps:
     """The taps of several views, each position once.
 
@@ -173,9 +164,13 @@ class Geometry:
             result.append(tuple(position))
         return tuple(result)
 
+    def tap_count(self, view: int) -> int:
+        """Number of :meth:`taps`."""
+        return len(self.merged.positions) if view == MERGED else self.kernel_size[0] * self.kernel_size[1]
+
     @cached_property
     def merged(self) -> MergedTaps:
-        """The taps of all views with channels: 19 instead of 27 for three 3x3 views on one grid, 65 for 5x5."""
+        """The taps of all views with channels: 19 instead of 27 for three 3x3 views on one grid, 61 for 5x5."""
         used = range(3) if self.mixed else [view for view, _, _ in self.views]
         taps = tuple(self.taps(view) if view in used else () for view in range(3))
         numbers = {}
@@ -186,28 +181,6 @@ class Geometry:
     def one_view(self, view: int, out_channels: int) -> Geometry:
         """The same convolution with all channels in one view."""
         return replace(self, split=tuple(out_channels if v == view else 0 for v in range(3)))
-
-    @cached_property
-    def dense(self) -> DenseTaps | None:
-        """The taps of an equivalent dense ``(k, k, k)`` kernel.
-
-        None where there is no such kernel: non-square kernels, views that disagree on an
-        axis, a through-plane sample off the tap grid.
-        """
-        ku, kv = self.kernel_size
-        if ku != kv:
-            return None
-        taps = []
-        for axis in range(3):
-            planes = {(self.start[v][axis], self.dilation[v][axis]) for v in range(3) if v != axis}
-            if len(planes) > 1:
-                return None
-            start, dilation = planes.pop()
-            tap, off_grid = divmod(self.start[axis][axis] - start, dilation)
-            if off_grid or not 0 <= tap < ku:
-                return None
-            taps.append((start, dilation, tap))
-        return DenseTaps(*zip(*taps, strict=True))
 
 
 @dataclass(frozen=True)

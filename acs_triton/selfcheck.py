@@ -49,24 +49,36 @@ class Case:
     dilation: int = 1
     groups: int = 1
     planar: bool = False
+    mixed: bool = False
+    activation: str = ""
 
     @property
     def params(self) -> ConvParams:
         common = self.kernel, self.out_channels, self.stride, self.padding, self.dilation, self.groups
-        return planar_params(*common, view=0) if self.planar else conv_params(*common, split=None)
+        params = planar_params(*common, view=0) if self.planar else conv_params(*common, split=None)
+        return params.mixed() if self.mixed else params
 
 
 CASES = (
     Case("standard", 16, 24, (3, 3), (3, 4, 5), (48, 56, 40)),
     Case("standard, stride 2", 16, 32, (3, 3), (4, 5, 6), (64, 56, 72), stride=2),
-    Case("standard, odd channels", 5, 7, (3, 3), (4, 5, 3), (40, 40, 40)),
+    Case("odd channels, then GELU", 5, 7, (3, 3), (4, 5, 3), (40, 40, 40), activation="gelu"),
     Case("standard, dilation 2", 16, 16, (3, 3), (4, 4, 4), (40, 40, 40), padding=2, dilation=2),
     Case("grouped", 32, 48, (3, 3), (3, 4, 5), (40, 40, 40), groups=2),
     Case("2.5D", 16, 16, (3, 3), (3, 4, 5), (40, 48, 48), planar=True),
+    Case("soft", 16, 24, (3, 3), (3, 4, 5), (48, 56, 40), mixed=True),
+    Case("soft, stride 2", 16, 16, (3, 3), (4, 5, 3), (64, 56, 72), stride=2, mixed=True),
     Case("depthwise", 24, 24, (3, 3), (3, 4, 5), (56, 48, 64), groups=24),
     Case("depthwise, 5x5, stride 2", 24, 24, (5, 5), (4, 5, 3), (64, 64, 48), stride=2, padding=2, groups=24),
+    Case("depthwise, then SiLU", 24, 24, (3, 3), (3, 4, 2), (56, 48, 64), groups=24, activation="silu"),
     Case("stem, 7x7, stride 2", 3, 16, (7, 7), (7, 6, 5), (64, 64, 64), stride=2, padding=3),
 )
+
+WIDE = (
+    Case("standard, 64 columns", 64, 192, (3, 3), (4, 5, 6), (40, 24, 24)),
+    Case("standard, 128 columns", 96, 300, (3, 3), (4, 5, 6), (24, 24, 24)),
+)
+"""Layers that take the larger tiles, and smaller ones on the small size; too much work for the interpreter."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,7 @@ class Operands:
     weight: Tensor
     bias: Tensor
     grad_output: Tensor
+    activation: str
 
     @classmethod
     def of(cls, case: Case, size: Triple, batch: int) -> Operands:
@@ -90,9 +103,10 @@ class Operands:
         return cls(
             geometry,
             exact(batch, case.in_channels, *size),
-            exact(case.out_channels, case.in_channels // case.groups, *case.kernel),
+            exact(case.out_channels, case.in_channels // case.groups, *((3,) if case.mixed else ()), *case.kernel),
             exact(case.out_channels),
             exact(batch, case.out_channels, *geometry.output_size),
+            case.activation,
         )
 
     def compute(self, backend: ModuleType, primitive: str, dtype: torch.dtype, device, channels_last: bool) -> Tensor:
@@ -100,7 +114,10 @@ class Operands:
         to = {"dtype": dtype, "device": device}
         if primitive == "conv":
             input = self.input.to(**to, memory_format=layout)
-            return backend.conv(input, self.weight.to(**to), self.bias.to(**to), self.geometry)
+            operands = input, self.weight.to(**to), self.bias.to(**to)
+            if self.activation:
+                return backend.conv_act(*operands, self.activation, self.geometry)
+            return backend.conv(*operands, self.geometry)
         grad = self.grad_output.to(**to, memory_format=layout)
         if primitive == "input_grad":
             return backend.input_grad(grad, self.weight.to(**to), self.geometry)
@@ -230,8 +247,8 @@ def check_kernels() -> list[str]:
 
     where = triton_device.current()
     print(f"\nTriton kernels {'interpreted' if where.interpreted else f'for {where.arch}'}: {_HEADING}")
-    sizes = ("small", "large") if where.hardware else ("small",)
-    return list(check_numbers(triton_backend, where.torch_device, sizes, DTYPES, thorough=where.hardware))
+    sizes, cases = (("small", "large"), CASES + WIDE) if where.hardware else (("small",), CASES)
+    return list(check_numbers(triton_backend, where.torch_device, sizes, DTYPES, cases, thorough=where.hardware))
 
 
 def check_torch_backend() -> list[str]:
@@ -274,9 +291,9 @@ def main(argv: list[str] | None = None) -> int:
         interpreter = None
         if triton_device.triton:
             environment = {**os.environ, "TRITON_INTERPRET": "1"}
-            interpreter = subprocess.Popen(
-                [sys.executable, "-c", _INTERPRETED], env=environment, stdout=subprocess.PIPE, text=True
-            )
+            # Rows of a tile that are not stored may hold anything, which the interpreter multiplies with warnings.
+            command = [sys.executable, "-W", "ignore::RuntimeWarning", "-c", _INTERPRETED]
+            interpreter = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         failed = report(check_torch_backend())
         if interpreter:
             print(interpreter.communicate()[0], end="")

@@ -80,7 +80,9 @@ def test_soft_has_nineteen_taps_where_the_views_share_a_grid(monkeypatch):
     monkeypatch.setattr(backends.torch_backend, "conv", lambda *args: kernels.append(args[1]) or original(*args))
     x, weight, bias = tensors()
     soft_acs_conv3d(x, weight, torch.rand(6, 3), bias, padding=1)
-    assert sum(kernel[0, 0].numel() for kernel in kernels) == 19
+    mixed, *planes = kernels
+    assert mixed.shape[2:] == (3, 3, 3)
+    assert sum(kernel[0, 0].numel() for kernel in planes) == 19
 
 
 def test_use_backend_sets_and_restores():
@@ -123,6 +125,15 @@ def test_cpu_tensors_do_not_import_triton():
     )
     result = run(code, ACS_TRITON_BACKEND="auto")
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+def test_explain_of_mixed_views():
+    x, weight, _ = tensors()
+    with use_backend("torch"):
+        assert explain(x, weight, padding=1, soft=True) == explain(x, weight, padding=1)
+        # ACSConv repeats a view's only plane here: no single convolution does that.
+        repeated = explain(x[:, :, :2], weight, stride=2, padding=2, soft=True)
+    assert repeated.count("so for each of the three views") == 3
 
 
 def test_explain_names_backend_and_reason():

@@ -1,5 +1,7 @@
 """Sizes, splits and offsets, against values worked out by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from acs_triton.arguments import conv_params, planar_params
@@ -72,12 +74,37 @@ def test_a_prepadded_input_is_read_where_the_padded_one_would_be():
     assert [[n + 2 for n in view] for view in plain.start] == [list(view) for view in padded.start]
 
 
-def test_dense_taps():
-    assert geometry((5, 6, 7), padding=1).dense.centre == (1, 1, 1)
-    assert geometry((5, 6, 7), kernel=(1, 7), padding=(0, 3)).dense is None
-    # The published rule under dilation samples between the taps.
-    assert geometry((9, 9, 9), dilation=2).dense is None
-    assert geometry((9, 9, 9), dilation=2, rule="aligned").dense.centre == (1, 1, 1)
+@pytest.mark.parametrize(
+    ("taps", "options"),
+    [
+        (1, {"kernel": (1, 1)}),
+        (7, {"kernel": (2, 2), "padding": 1}),
+        (19, {"padding": 1}),
+        (19, {"padding": 1, "stride": 2}),
+        (61, {"kernel": (5, 5), "padding": 2}),
+        (127, {"kernel": (7, 7), "padding": 3}),
+        (13, {"kernel": (1, 7), "padding": (0, 3)}),
+        # The published rule under dilation samples between the taps.
+        (27, {"dilation": 2}),
+        (19, {"dilation": 2, "rule": "aligned"}),
+    ],
+    ids=str,
+)
+def test_merged_taps(taps, options):
+    """Each position of the three views is there once."""
+    found = geometry((16, 17, 18), **options)
+    mixed = replace(found, split=())
+    assert found.merged == mixed.merged
+    assert len(mixed.merged.positions) == len(set(mixed.merged.positions)) == taps
+    for view in range(3):
+        assert mixed.taps(view) == tuple(mixed.merged.positions[number] for number in mixed.merged.number[view])
+    assert set(mixed.merged.positions) == {position for view in range(3) for position in mixed.taps(view)}
+
+
+def test_merged_taps_are_those_of_views_with_channels():
+    found = replace(geometry((5, 6, 7), padding=1), split=(0, 3, 3))
+    assert len(found.merged.positions) == 15
+    assert found.merged.number[0] == ()
 
 
 def test_same_geometry_is_the_same_object():

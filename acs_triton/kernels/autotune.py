@@ -106,15 +106,20 @@ def choose(
     key = _key(kernel, sizes, facts)
     known = entries.get(key)
     for tile in candidates:
-        if known is not None and dataclasses.asdict(tile) == known["tile"]:
+        if known is not None and _plain(tile) == known["tile"]:
             return tile
     if output.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return default
     timings = _measure(default, candidates, launch, output, timer or _triton_timer)
     best = min(timings, key=timings.__getitem__)
-    entries[key] = {"tile": dataclasses.asdict(best), "ms": timings[best], "default_ms": timings[default]}
+    entries[key] = {"tile": _plain(best), "ms": timings[best], "default_ms": timings[default]}
     _write(_cache_file(_device_name(output.device)), key, entries[key])
     return best
+
+
+def _plain(tile: Tile) -> dict[str, Any]:
+    """A tile as it is read back from the file."""
+    return json.loads(json.dumps(dataclasses.asdict(tile)))
 
 
 def _measure(default: Tile, candidates, launch, output: torch.Tensor, timer) -> dict[Tile, float]:

@@ -1,7 +1,8 @@
 """The memory format that the matrix kernels read: channels-last rows, aligned to 16 bytes.
 
 The rule: a tensor whose channels are contiguous and whose other strides and address are multiples
-of 16 bytes is read where it lies (slices included). Any other is copied once into that format. A
+of 16 bytes is read where it lies (slices included, unless 32 bits do not count the vectors that they
+span). Any other is copied once into that format. A
 direct gather of 16-bit values from a contiguous ``(N, C, D, H, W)`` tensor would load two bytes at
 a time and could not be pipelined; the copy reads and writes each value once, a ``k x k`` kernel
 reads it ``k * k`` times.
@@ -29,7 +30,9 @@ def is_channels_last(tensor: torch.Tensor, groups: int = 1) -> bool:
     vector = unit(tensor.dtype)
     batch, _, *spatial = strides(tensor)
     aligned = not any(stride % vector for stride in (batch, *spatial)) and tensor.data_ptr() % VECTOR_BYTES == 0
-    return aligned and tensor.shape[1] // groups % vector == 0 and tensor.stride(1) == 1
+    span = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    near = span < max(2**31 * vector, tensor.numel())
+    return aligned and near and tensor.shape[1] // groups % vector == 0 and tensor.stride(1) == 1
 
 
 def channels_last(tensor: torch.Tensor, groups: int = 1) -> torch.Tensor:

@@ -10,14 +10,14 @@ float16, bfloat16, float32, and float64 in the interpreter. Sums are kept in flo
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 import triton
 import triton.language as tl
 
+from ..frozen import once
 from ..geometry import Geometry
 from ..layout import memory_format
+from ..tables import keep
 from . import autotune, device
 from .channels_last import strides
 from .depthwise_plan import (
@@ -32,6 +32,7 @@ from .depthwise_plan import (
     largest_class,
     weight_grad_tile,
 )
+from .epilogue import activated
 from .partials import accumulator, needs_int64, splits, sum_partials
 
 
@@ -44,7 +45,7 @@ def suits(geometry: Geometry, in_channels: int, out_channels: int) -> bool:
     return geometry.groups == in_channels and (in_channels > 1 or out_channels == 1) and ku * kv <= MAX_TAPS
 
 
-def conv(input, weight, bias, geometry: Geometry):
+def conv(input, weight, bias, geometry: Geometry, activation: str = ""):
     """Depthwise convolution.
 
     Args:
@@ -52,6 +53,7 @@ def conv(input, weight, bias, geometry: Geometry):
         weight: ``(O, 1, ku, kv)`` of the same dtype, ``O`` a multiple of ``C``.
         bias: ``(O,)`` or None.
         geometry: with ``groups == C``.
+        activation: of :data:`acs_triton.activations.ACTIVATIONS`, or none.
 
     Returns:
         ``(N, O, *geometry.output_size)`` in the memory format of ``input``.
@@ -60,7 +62,8 @@ def conv(input, weight, bias, geometry: Geometry):
     if multiplier > 1:
         input = input.repeat_interleave(multiplier, 1).contiguous(memory_format=memory_format(input))
     size = geometry.output_size
-    return _launch_conv(input, weight, bias, geometry, conv_programs, size, size, max(geometry.stride), input.dtype)
+    stride, dtype = max(geometry.stride), input.dtype
+    return _launch_conv(input, weight, bias, geometry, conv_programs, size, size, stride, dtype, activation)
 
 
 def input_grad(grad_output, weight, geometry: Geometry):
@@ -157,18 +160,14 @@ def weight_grad(grad_output, input, geometry: Geometry):
     return grad_weight
 
 
-def _launch_conv(source, weight, bias, geometry, plan, size, class_size, stride, dtype):
+def _launch_conv(source, weight, bias, geometry, plan, size, class_size, stride, dtype, activation=""):
     """Correlate ``source`` with ``weight`` into ``size`` positions, by the programs that ``plan`` lists."""
     format = memory_format(source)
     target = torch.empty((*source.shape[:2], *size), dtype=dtype, device=source.device, memory_format=format)
     if target.numel() == 0:
         return target
     source = _unit_stride(source, format)
-    # A thread needs a tap of several channels at once, and in the accumulator's precision.
-    taps = weight.new_empty(
-        (geometry.kernel_size[0] * geometry.kernel_size[1], weight.shape[0]), dtype=accumulator(weight.dtype)
-    )
-    taps.copy_(weight.flatten(1).t())
+    taps = once(weight, "depthwise", lambda: _taps(weight))
     channels_last = format == torch.channels_last_3d
     vector = _vector(channels_last, source, target)
 
@@ -195,7 +194,10 @@ def _launch_conv(source, weight, bias, geometry, plan, size, class_size, stride,
             VECTOR=vector,
             CHANNELS_LAST=channels_last,
             INT64=needs_int64(source, target),
+            ACTIVATION=activation,
             num_warps=tile.num_warps,
+            # Taps of any size are a loop, for which ptxas saves registers (bfloat16 on sm_90 spilled).
+            **({} if programs.slide else device.all_registers()),
         )
 
     with device.of(source):
@@ -212,6 +214,12 @@ def _launch_conv(source, weight, bias, geometry, plan, size, class_size, stride,
             channels_last=channels_last,
         )
     return target
+
+
+def _taps(weight):
+    """``(taps, O)``: a thread needs a tap of several channels at once, and in the accumulator's precision."""
+    taps = weight.new_empty((weight[0].numel(), weight.shape[0]), dtype=accumulator(weight.dtype))
+    return taps.copy_(weight.flatten(1).t())
 
 
 def _unit_stride(tensor, format):
@@ -244,7 +252,7 @@ def _boxes(size, tile: Tile) -> tuple[int, int, int]:
     return tuple(triton.cdiv(n, extent) for n, extent in zip(size, (tile.rows, tile.rows, tile.width), strict=True))
 
 
-@lru_cache(maxsize=1024)
+@keep(maxsize=1024)
 def _table(programs: Programs, where: torch.device) -> torch.Tensor:
     """The program table on a device; cached, so that only a shape's first call copies."""
     return torch.tensor(programs.records, dtype=torch.int32, device=where)
@@ -308,8 +316,10 @@ def _axis_strides(u, s_d, s_h, s_w, VECTOR: tl.constexpr, INT64: tl.constexpr):
 
 
 @triton.jit
-def _aligned(pointer, VECTOR: tl.constexpr):
-    """The pointer, known to the compiler as one to whole vectors where there are any."""
+def _sample(pointer, sample, stride, VECTOR: tl.constexpr):
+    """Where a sample starts, known to the compiler as the start of a vector where there are any."""
+    # The sum is made here: a hint on what is a parameter here would be lost when the call is inlined.
+    pointer += sample.to(tl.int64) * stride * VECTOR
     return tl.multiple_of(pointer, 16) if VECTOR > 1 else pointer
 
 
@@ -353,6 +363,7 @@ def depthwise_conv_kernel(
     VECTOR: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     INT64: tl.constexpr,
+    ACTIVATION: tl.constexpr = "",
 ):
     """One box, one window: ``y[i] = bias + sum over taps of weight * x``."""
     # Programs of one box come next to each other: they share its memory.
@@ -376,7 +387,7 @@ def depthwise_conv_kernel(
     m_p = (i_o < count_o) & (i_w < count_w)
     x_u, x_o, x_w = i_u * step_u + base_u, i_o * step_o + base_o, i_w * step_w + base_w
     s_xu, s_xo, s_xw = _axis_strides(u, s_xd, s_xh, s_xw, VECTOR, INT64)
-    p_x = _aligned(p_x + sample.to(tl.int64) * s_xn * VECTOR, VECTOR)
+    p_x = _sample(p_x, sample, s_xn, VECTOR)
     o_x = _channel_offsets(c, s_xc, CHANNELS_LAST, INT64)[None, :]
     s_w = channels * VECTOR
     p_w += w_0 * s_w + c
@@ -412,19 +423,23 @@ def depthwise_conv_kernel(
     by_u, by_o, by_w = _field(p_program, 24), _field(p_program, 25), _field(p_program, 26)
     count_u = _field(p_program, 27)
     s_yu, s_yo, s_yw = _axis_strides(u, s_yd, s_yh, s_yw, VECTOR, INT64)
-    p_y = _aligned(p_y + sample.to(tl.int64) * s_yn * VECTOR, VECTOR)
+    p_y = _sample(p_y, sample, s_yn, VECTOR)
     p_y += ((i_o * by_o + to_o) * s_yo + (i_w * by_w + to_w) * s_yw)[:, None]
     p_y += _channel_offsets(c, s_yc, CHANNELS_LAST, INT64)[None, :]
     whole = tl.min(m_own.to(tl.int32), 0) == 1
+    c_vector = c // VECTOR * VECTOR
+    m_full = (c_vector >= _field(p_program, 2)) & (c_vector + VECTOR <= _field(p_program, 3))
     for i in tl.static_range(ROWS):
-        y = acc[i].to(p_y.dtype.element_ty)
+        y = activated(acc[i], ACTIVATION).to(p_y.dtype.element_ty)
         m_y = m_p & (i_u + i < count_u)
         p_yi = p_y + ((i_u + i) * by_u + to_u) * s_yu
-        # A mask that differs within a vector forces stores of single elements.
+        # A mask that differs within a vector forces stores of single elements: those of vectors of two views only.
         if whole:
             tl.store(p_yi, y, mask=m_y[:, None])
         else:
-            tl.store(p_yi, y, mask=m_y[:, None] & m_own[None, :])
+            tl.store(p_yi, y, mask=m_y[:, None] & m_full[None, :])
+            if VECTOR > 1:
+                tl.store(p_yi, y, mask=m_y[:, None] & (m_own & (m_full == 0))[None, :])
 
 
 @triton.jit(
@@ -489,8 +504,8 @@ def depthwise_weight_grad_kernel(
         i_u, i_o, i_w = _positions(tl.where(u == 1, box_h, box_d), tl.where(u == 1, box_d, box_h), box_w, ROWS, WIDTH)
         m_p = (i_o < count_o) & (i_w < count_w)
         m_g = m_p[:, None] & m_vector[None, :]
-        p_gb = _aligned(p_g + sample.to(tl.int64) * s_gn * VECTOR, VECTOR) + (i_o * s_go + i_w * s_gw)[:, None] + o_g
-        p_xb = _aligned(p_x + sample.to(tl.int64) * s_xn * VECTOR, VECTOR) + o_x
+        p_gb = _sample(p_g, sample, s_gn, VECTOR) + (i_o * s_go + i_w * s_gw)[:, None] + o_g
+        p_xb = _sample(p_x, sample, s_xn, VECTOR) + o_x
         x_o, x_w = i_o * step_o + base_o, i_w * step_w + base_w
         if SLIDE:
             # The last box starts where it ends with the output. Rows of two boxes count half in each: zero

@@ -22,6 +22,7 @@ INTERPRETED = triton is not None and bool(triton.knobs.runtime.interpret)
 """Whether ``TRITON_INTERPRET`` was set when the kernels were decorated."""
 
 MINIMUM_CAPABILITY = 80
+AMD = ("gfx90a", "gfx942", "gfx950")
 
 
 @dataclass(frozen=True)
@@ -73,19 +74,26 @@ def why_not() -> str | None:
         return "Triton is not installed (pip install triton)"
     if INTERPRETED:
         return None
+    if _no_driver and triton.runtime.driver._active is None:
+        return _no_driver[0]
     try:
-        driver = triton.runtime.driver.active
-        facts = _facts(driver, _index())
-    except RuntimeError as error:
-        return f"Triton has no active driver on this machine: {error}"
+        facts = _facts(triton.runtime.driver.active, _index())
+    except Exception as error:  # no GPU, no C compiler, no headers of Python or CUDA: Triton has many ways to say so
+        reason = " ".join(str(error).split()) or type(error).__name__
+        _no_driver[:] = [f"Triton has no active driver on this machine: {reason}"]
+        return _no_driver[0]
     if facts.backend == "cuda" and facts.arch < MINIMUM_CAPABILITY:
         return (
             f"the kernels need compute capability {MINIMUM_CAPABILITY // 10}.0 or newer, this GPU has "
             f"{facts.arch // 10}.{facts.arch % 10}: Triton has no tensor-core path for it"
         )
-    if facts.backend == "hip" and not str(facts.arch).startswith("gfx9"):
-        return f"the kernels support AMD's gfx9 GPUs, this one is {facts.arch}"
+    if facts.backend == "hip" and not str(facts.arch).startswith(AMD):
+        return f"the kernels support AMD's {', '.join(AMD)}, this GPU is {facts.arch}"
     return None
+
+
+_no_driver: list[str] = []
+"""Why Triton found no driver. It would compile its own again for each call."""
 
 
 def _index() -> int:

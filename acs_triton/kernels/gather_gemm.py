@@ -6,16 +6,20 @@ the views is nothing but where a tile writes. What is gathered is said by the ta
 :mod:`acs_triton.kernels.gather_tables`; the input gradient is the same kernel with other tables,
 one accumulator for the three views.
 
-Non-finite values: in the input gradient, channels next to a view's bound may meet zero weights of
-the neighbouring view, so an infinite or NaN output gradient can also make input gradients NaN that
-only the other view's taps connect it to. Results of finite operands are not affected.
+Views share positions, and *merged* taps read each once for all channels: 19 instead of 27 for 3x3
+kernels. For mixed views (Soft ACS) the mix is in the weights and nothing is wasted. Standard
+channels have zero weights at the positions of other views; that is still less work where a third
+of the channels fills a tile badly, and :func:`conv_tile` and :func:`input_grad_tile` weigh it.
+
+Non-finite values: zero weights of another view may meet an infinite or NaN value, in the input
+gradient next to a view's bound, with merged taps at all positions of other views. The results that
+only the other view's taps connect to it can then be NaN too. Those of finite operands are not affected.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +27,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..frozen import once
 from ..geometry import Geometry
 from ..layout import memory_format
+from ..merging import merge
+from ..tables import keep
 from . import autotune, device, gather_tables, tiles
 from .channels_last import channels_last, strides, unit
+from .epilogue import activated
 from .partials import triton_accumulator
 
 JOB_FIELDS = tl.constexpr(gather_tables.JOB_FIELDS)
@@ -70,6 +78,7 @@ def gather_gemm_kernel(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
+    ACTIVATION: tl.constexpr = "",
 ):
     program = tl.program_id(0)
     p_job = p_jobs + (program % jobs) * JOB_FIELDS
@@ -133,10 +142,11 @@ def gather_gemm_kernel(
         acc = tl.dot(b_x, b_w, acc, input_precision=PRECISION, out_dtype=ACCUMULATOR)
 
     columns = tl.load(p_job + 9)
-    m_n = o_n < columns
+    # By whole vectors, where there are any: a mask that may differ within one would make stores of single elements.
+    m_n = o_n // max(Y_UNIT, 1) < columns // max(Y_UNIT, 1)
     column = tl.load(p_job + 8)
     acc += tl.load(p_bias + column + o_n, mask=m_n & (biased != 0), other=0.0).to(ACCUMULATOR)[None, :]
-    b_y = acc.to(p_y.dtype.element_ty)
+    b_y = activated(acc, ACTIVATION).to(p_y.dtype.element_ty)
     if Y_UNIT > 0:
         # 64 bits up to the tile's first row and column, 32 bits from there.
         y_first = tl.min(y_row, axis=0)
@@ -171,10 +181,11 @@ class Plan:
         job_count: number of jobs.
         rows: largest number of rows of a job and sample.
         aligned: every tile of columns starts and ends at a whole vector.
-        places: ``(O,)``, where each output channel goes in the packed weights.
+        places: ``(O,)``, where each output channel goes in the packed weights (input gradient: in a step's depth).
         packed_rows: rows of the packed weights.
         blocks: blocks of ``bk`` channels at each tap (input gradient: in a channel group).
-        gather: the blocks that the input gradient's steps multiply: group, tap, block.
+        steps_of: ``(O, taps)``, the input gradient's step that multiplies each output channel and tap.
+        packed_steps: their number, and one more where some taps reach no position.
     """
 
     jobs: Tensor
@@ -186,7 +197,8 @@ class Plan:
     places: Tensor
     packed_rows: int
     blocks: int
-    gather: tuple[Tensor, ...] = ()
+    steps_of: Tensor | None = None
+    packed_steps: int = 0
 
 
 def _table(values, where: torch.device, dtype: torch.dtype = torch.int32) -> Tensor:
@@ -209,7 +221,7 @@ def _plan(tables: gather_tables.Tables, vector: int, where: torch.device, places
     )
 
 
-@lru_cache(maxsize=512)
+@keep(maxsize=512)
 def _forward_plan(geometry, in_channels, out_channels, tile, x_strides, vector, where) -> Plan:
     shape = in_channels, out_channels, tile.bn, tile.bk
     tables = gather_tables.forward(geometry, *shape, x_strides, vector, tile.merged)
@@ -218,36 +230,56 @@ def _forward_plan(geometry, in_channels, out_channels, tile, x_strides, vector, 
     return _plan(tables, vector, where, places, packed_rows=rows, blocks=blocks)
 
 
-@lru_cache(maxsize=512)
+@keep(maxsize=512)
 def _input_grad_plan(geometry, in_channels, out_channels, tile, grad_strides, vector, where) -> Plan:
     shape = in_channels, out_channels, tile.bn, tile.bk
     tables = gather_tables.input_grad(geometry, *shape, grad_strides, vector, tile.merged)
     places, blocks = gather_tables.packed_channels(geometry, out_channels, tile.bk, vector, tile.merged)
     rows = -(-in_channels // geometry.groups // tile.bn) * tile.bn
-    gather = tuple(_table(index, where, torch.int64) for index in zip(*tables.packed_steps, strict=True))
-    return _plan(tables, vector, where, places, packed_rows=rows, blocks=blocks, gather=gather)
+    taps = len(geometry.merged.positions) if tile.merged else math.prod(geometry.kernel_size)
+    steps_of = gather_tables.steps_of(places, blocks, tile.bk, taps, tables.packed_steps)
+    packing = {"steps_of": _table(steps_of, where, torch.int64), "packed_steps": 1 + max(map(max, steps_of))}
+    places = [place % tile.bk for place in places]
+    return _plan(tables, vector, where, places, packed_rows=rows, blocks=blocks, **packing)
 
 
 def _pack_forward(weight: Tensor, plan: Plan, bk: int) -> Tensor:
-    """Weights as ``(taps, blocks, rows, bk)``: a tile's block is one run of memory, padded with zeros."""
-    _, channels, ku, kv = weight.shape
-    source = F.pad(weight.flatten(2), (0, 0, 0, plan.blocks * bk - channels)).unflatten(1, (plan.blocks, bk))
-    packed = weight.new_zeros(ku * kv, plan.blocks, plan.packed_rows, bk)
-    packed.permute(2, 1, 3, 0).index_copy_(0, plan.places, source)
+    """Weights as ``(taps, blocks, rows, bk)``: a tile's block is one run of memory.
+
+    Channels that fill up a block are zeros. Rows that fill up a tile are anything: their sums are not stored.
+    """
+    taps = weight.flatten(2)
+    if filling := plan.blocks * bk - taps.shape[1]:
+        taps = F.pad(taps, (0, 0, 0, filling))
+    packed = weight.new_empty(taps.shape[2], plan.blocks, plan.packed_rows, bk)
+    packed.permute(2, 1, 3, 0).index_copy_(0, plan.places, taps.unflatten(1, (plan.blocks, bk)))
     return packed
 
 
-def _pack_input_grad(weight: Tensor, plan: Plan, bk: int, groups: int) -> Tensor:
+def packed(weight: Tensor, geometry: Geometry, plan: Plan, tile) -> Tensor:
+    """The convolution's weights as its kernel takes them."""
+
+    def pack():
+        return _pack_forward(merge(weight, geometry) if tile.merged else weight, plan, tile.bk)
+
+    # What the packing depends on; it is the same for volumes of all sizes, but for merged taps.
+    regions = gather_tables.regions(geometry, weight.shape[0], tile.merged)
+    merged = (geometry.views, geometry.merged.number) if tile.merged else ()
+    return once(weight, (tile, regions, merged), pack)
+
+
+def _pack_input_grad(weight: Tensor, plan: Plan, bk: int) -> Tensor:
     """Weights as ``(steps, rows, bk)``: rows are input channels, the depth output channels."""
-    channels = weight.shape[1]
-    source = weight.flatten(2)
-    wide = weight.new_zeros(groups * plan.blocks * bk, plan.packed_rows, source.shape[2])
-    wide[:, :channels].index_copy_(0, plan.places, source)
-    blocks = wide.unflatten(0, (groups, plan.blocks, bk)).permute(0, 4, 1, 3, 2)
-    return blocks[plan.gather].contiguous() if plan.gather else weight.new_zeros(1, plan.packed_rows, bk)
+    taps = weight.flatten(2)
+    packed = weight.new_zeros(plan.packed_steps, plan.packed_rows, bk)
+    rows = packed[:, : taps.shape[1]].transpose(1, 2)
+    rows.index_put_((plan.steps_of, plan.places[:, None]), taps.transpose(1, 2))
+    return packed
 
 
-def _launch(x: Tensor, packed: Tensor, bias: Tensor | None, y: Tensor, plan: Plan, tile: tiles.GemmTile) -> None:
+def _launch(
+    x: Tensor, packed: Tensor, bias: Tensor | None, y: Tensor, plan: Plan, tile: tiles.GemmTile, activation: str = ""
+) -> None:
     vector = unit(x.dtype)
     last = memory_format(y) == torch.channels_last_3d
     y_unit = 0 if not last else vector if plan.aligned and y.shape[1] % vector == 0 else 1
@@ -281,6 +313,7 @@ def _launch(x: Tensor, packed: Tensor, bias: Tensor | None, y: Tensor, plan: Pla
             PRECISION=device.dot_precision(x.dtype),
             UPCAST=device.upcast(x.dtype),
             ACCUMULATOR=triton_accumulator(x.dtype),
+            ACTIVATION=activation,
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
             **(device.all_registers() if tile.bm * tile.bn >= 4096 else {}),
@@ -296,32 +329,63 @@ def _tile(columns: list[int], depths: list[int], rows: int, dtype: torch.dtype) 
 def conv_tile(
     batch: int, in_channels: int, out_channels: int, dtype: torch.dtype, geometry: Geometry
 ) -> tiles.GemmTile:
-    """The heuristic's tile for :func:`conv`."""
-    columns = [region.end - region.first for region in gather_tables.regions(geometry, out_channels)]
-    return _tile(columns, [in_channels // geometry.groups], batch * math.prod(geometry.output_size), dtype)
+    """The heuristic's tile for :func:`conv`: view by view, or with merged taps where that is less work."""
+    depth, rows = in_channels // geometry.groups, batch * math.prod(geometry.output_size)
+    works = []
+    for merged in merging(geometry, transposed=False):
+        regions = gather_tables.regions(geometry, out_channels, merged)
+        columns = [region.end - region.first for region in regions]
+        tile = replace(_tile(columns, [depth], rows, dtype), merged=merged)
+        steps = geometry.tap_count(regions[0].view) * -(-depth // tile.bk)
+        works.append((tiles.gemm_work(tile, columns, steps, _reading(dtype)), tile))
+    return min(works, key=lambda work: work[0])[1]
 
 
 def input_grad_tile(
     batch: int, in_channels: int, out_channels: int, dtype: torch.dtype, geometry: Geometry
 ) -> tiles.GemmTile:
-    """The heuristic's tile for :func:`input_grad`."""
-    depths = [region.end - region.first for region in gather_tables.regions(geometry, out_channels)]
-    columns = [in_channels // geometry.groups] * geometry.groups
-    return _tile(columns, depths, batch * math.prod(geometry.input_size), dtype)
+    """The heuristic's tile for :func:`input_grad`, as :func:`conv_tile`."""
+    columns, rows = [in_channels // geometry.groups] * geometry.groups, batch * math.prod(geometry.input_size)
+    works = []
+    for merged in merging(geometry, transposed=True):
+        regions = gather_tables.regions(geometry, out_channels, merged)
+        depths = [region.end - region.first for region in regions]
+        tile = replace(_tile(columns, depths, rows, dtype), merged=merged)
+        steps = geometry.tap_count(regions[0].view) * sum(-(-depth // tile.bk) for depth in depths) / geometry.groups
+        works.append((tiles.gemm_work(tile, columns, steps, _reading(dtype)), tile))
+    return min(works, key=lambda work: work[0])[1]
+
+
+def _reading(dtype: torch.dtype) -> int:
+    return tiles.reading(device.current().arch, device.exact(dtype))
+
+
+def merging(geometry: Geometry, transposed: bool) -> tuple[bool, ...]:
+    """What there is to choose from: taps of each view by itself, merged ones, or both, the preferred of equals first.
+
+    Mixed views have merged taps only, and views that read the same positions have no other.
+    """
+    if geometry.mixed:
+        return (True,)
+    if geometry.coincident or gather_tables.tap_bits(geometry, transposed, merged=True) > gather_tables.TAP_BITS:
+        return (False,)
+    return (False, True)
 
 
 def _run(launch, default: tiles.GemmTile, primitive: str, y: Tensor, channels: tuple[int, int, int], geometry) -> None:
     def candidates():
-        return tiles.gemm_tiles(y.dtype.itemsize, device.exact(y.dtype), device.current().shared_memory)
+        limits = y.dtype.itemsize, device.exact(y.dtype), device.current().shared_memory
+        choices = merging(geometry, primitive == "input_grad")
+        return [replace(tile, merged=merged) for merged in choices for tile in tiles.gemm_tiles(*limits)]
 
-    facts = {"primitive": primitive, "format": memory_format(y)}
+    facts = {"primitive": primitive, "format": memory_format(y), "mixed": geometry.mixed}
     autotune.run(launch, default, candidates, gather_gemm_kernel, y, geometry, channels, **facts)
 
 
-def conv(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+def conv(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "") -> Tensor:
     """``(N, C, D, H, W)`` and ``(O, C/groups, ku, kv)`` to ``(N, O, *geometry.output_size)``.
 
-    The result has the input's dtype and memory format; sums and bias are float32 (float64 for float64).
+    The result has the input's dtype and memory format; sums, bias and activation are float32 (float64 for float64).
     """
     shape = (input.shape[0], weight.shape[0], *geometry.output_size)
     y = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
@@ -333,7 +397,7 @@ def conv(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry)
         vector = unit(x.dtype)
         x_strides = tuple(stride // vector for stride in strides(x)[2:])
         plan = _forward_plan(geometry, x.shape[1], weight.shape[0], tile, x_strides, vector, x.device)
-        _launch(x, _pack_forward(weight, plan, tile.bk), bias, y, plan, tile)
+        _launch(x, packed(weight, geometry, plan, tile), bias, y, plan, tile, activation)
 
     with device.of(x):
         channels = *input.shape[:2], weight.shape[0]
@@ -358,7 +422,8 @@ def input_grad(grad_output: Tensor, weight: Tensor, geometry: Geometry) -> Tenso
         vector = unit(g.dtype)
         g_strides = tuple(stride // vector for stride in strides(g)[2:])
         plan = _input_grad_plan(geometry, channels, weight.shape[0], tile, g_strides, vector, g.device)
-        _launch(g, _pack_input_grad(weight, plan, tile.bk, geometry.groups), None, y, plan, tile)
+        taps = merge(weight, geometry) if tile.merged else weight
+        _launch(g, _pack_input_grad(taps, plan, tile.bk), None, y, plan, tile)
 
     with device.of(g):
         sizes = g.shape[0], channels, weight.shape[0]

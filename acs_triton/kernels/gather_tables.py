@@ -162,7 +162,14 @@ class Tables:
 
 
 def forward(
-    geometry: Geometry, in_channels: int, out_channels: int, bn: int, bk: int, strides, vector: int, merged: bool = False
+    geometry: Geometry,
+    in_channels: int,
+    out_channels: int,
+    bn: int,
+    bk: int,
+    strides,
+    vector: int,
+    merged: bool = False,
 ) -> Tables:
     """Tables of the convolution.
 
@@ -245,7 +252,14 @@ def windows(
 
 
 def input_grad(
-    geometry: Geometry, in_channels: int, out_channels: int, bn: int, bk: int, strides, vector: int, merged: bool = False
+    geometry: Geometry,
+    in_channels: int,
+    out_channels: int,
+    bn: int,
+    bk: int,
+    strides,
+    vector: int,
+    merged: bool = False,
 ) -> Tables:
     """Tables of the input gradient: rows are input positions, columns input channels, steps output channels.
 
@@ -281,6 +295,16 @@ def input_grad(
                 steps = tables.step_count - first
                 tables.add_job(count, axes, first, steps, first, tile * bn, column, columns, tails)
     return tables.close()
+
+
+def steps_of(places: list[int], blocks: int, bk: int, taps: int, packed_steps) -> list[list[int]]:
+    """For each output channel and tap, the step of the input gradient that multiplies them.
+
+    Where no position is reached through a tap, that is the number of steps. ``places`` and ``blocks`` are
+    :func:`packed_channels`'s, ``packed_steps`` :class:`Tables`'s.
+    """
+    steps = {(group * blocks + block, tap): step for step, (group, tap, block) in enumerate(packed_steps)}
+    return [[steps.get((place // bk, tap), len(packed_steps)) for tap in range(taps)] for place in places]
 
 
 def packed_channels(

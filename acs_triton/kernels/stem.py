@@ -8,16 +8,19 @@ is an ordinary matrix product with few columns and no business of this file.
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import partial
 from math import prod
 
 import torch
 import triton
 import triton.language as tl
 
+from ..frozen import once
 from ..geometry import Geometry
 from ..layout import memory_format
+from ..tables import keep
 from . import autotune, device
+from .epilogue import activated
 from .partials import accumulator, needs_int64, splits, sum_partials, triton_accumulator
 from .stem_plan import (
     COLUMN_FIELDS,
@@ -40,7 +43,7 @@ def suits(geometry: Geometry, in_channels: int, out_channels: int) -> bool:
     return geometry.groups == 1 and in_channels <= MAX_CHANNELS and sum(geometry.kernel_size) + 1 < NEED_BITS
 
 
-def conv(input, weight, bias, geometry: Geometry):
+def conv(input, weight, bias, geometry: Geometry, activation: str = ""):
     """Convolution of few input channels.
 
     Args:
@@ -48,6 +51,7 @@ def conv(input, weight, bias, geometry: Geometry):
         weight: ``(O, C, ku, kv)`` of the same dtype.
         bias: ``(O,)`` or None.
         geometry: with ``groups == 1``.
+        activation: of :data:`acs_triton.activations.ACTIVATIONS`, or none.
 
     Returns:
         ``(N, O, *geometry.output_size)`` in the memory format of ``input``.
@@ -64,7 +68,8 @@ def conv(input, weight, bias, geometry: Geometry):
     def run(tile):
         tables = plan(geometry, input.shape[1], input.stride()[1:], tile)
         # Whole steps of the depth: the loads need no mask and are 16 bytes wide.
-        packed = torch.nn.functional.pad(weight.flatten(1), (0, tables.depth - weight[0].numel()))
+        padding = (0, tables.depth - weight[0].numel())
+        packed = once(weight, padding, lambda: torch.nn.functional.pad(weight.flatten(1), padding))
         boxes, logs = box(geometry.output_size, tile.positions)
         stem_conv_kernel[(len(tables.columns) * prod(boxes) * input.shape[0],)](
             input,
@@ -91,15 +96,17 @@ def conv(input, weight, bias, geometry: Geometry):
             ACCUMULATOR=triton_accumulator(input.dtype),
             UPCAST=device.upcast(input.dtype),
             PRECISION=device.dot_precision(input.dtype),
+            ACTIVATION=activation,
             num_warps=tile.num_warps,
-            # 64-bit addresses take the registers of a compiler that holds back some (sm_120: 96 of 255).
-            **(device.all_registers() if needs_int64(input, output) else {}),
+            # 64-bit addresses, and products without matrix instructions, take the registers of a compiler
+            # that holds back some (sm_100 and sm_120: 96 of 255).
+            **(device.all_registers() if needs_int64(input, output) or device.exact(input.dtype) else {}),
         )
 
     with device.of(input):
         default = conv_tile(widest(geometry), input.element_size())
-        channels = *input.shape[:2], output.shape[1]
-        _run(run, default, "conv", stem_conv_kernel, output, channels, geometry, memory_format(output))
+        sizes = *input.shape[:2], output.shape[1]
+        _run(run, default, "conv", stem_conv_kernel, output, sizes, geometry, memory_format(output))
     return output
 
 
@@ -158,18 +165,17 @@ def weight_grad(grad_output, input, geometry: Geometry):
 
     with device.of(input):
         default = weight_grad_tile(widest(geometry), input.element_size())
-        channels = *input.shape[:2], grad_output.shape[1]
-        format = memory_format(grad_output)
-        _run(run, default, "weight_grad", stem_weight_grad_kernel, grad_weight, channels, geometry, format)
+        sizes, format = (*input.shape[:2], grad_output.shape[1]), memory_format(grad_output)
+        _run(run, default, "weight_grad", stem_weight_grad_kernel, grad_weight, sizes, geometry, format)
     return grad_weight
 
 
-def _run(launch, default, name: str, kernel, result, channels, geometry, format) -> None:
+def _run(launch, default, name: str, kernel, result, sizes, geometry, format) -> None:
     tiles = partial(candidates, name, result.element_size())
-    autotune.run(launch, default, tiles, kernel, result, geometry, channels, format=format)
+    autotune.run(launch, default, tiles, kernel, result, geometry, sizes, format=format)
 
 
-@lru_cache(maxsize=256)
+@keep(maxsize=256)
 def _tables(tables: Plan, where: torch.device) -> tuple[torch.Tensor, ...]:
     """The plan's tables on a device; cached, so that only a shape's first call copies."""
     return (
@@ -302,6 +308,7 @@ def stem_conv_kernel(
     ACCUMULATOR: tl.constexpr,
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
+    ACTIVATION: tl.constexpr = "",
 ):
     # Column tiles of the same rows come next to each other: they read the same input.
     tile, column = _split(tl.program_id(0), n_columns)
@@ -337,7 +344,7 @@ def stem_conv_kernel(
     if INT64:
         o = o.to(tl.int64)
     p_y += sample * s_yn
-    y = acc.to(p_y.dtype.element_ty)
+    y = activated(acc, ACTIVATION).to(p_y.dtype.element_ty)
     if CHANNELS_LAST:
         tl.store(p_y + o_y[:, None] + (o * s_yc)[None, :], y, mask=inside[:, None] & m_o[None, :])
     else:

@@ -22,18 +22,25 @@ LEAST_STEPS = 8
 
 @dataclass(frozen=True)
 class GemmTile:
-    """Rows (positions), columns (channels written) and depth (channels read) of a tile."""
+    """Rows (positions), columns (channels written) and depth (channels read) of a tile.
+
+    ``merged``: a tile's columns are those of any view, and its steps go over the merged taps of all of them.
+    """
 
     bm: int
     bn: int
     bk: int
     num_warps: int
     num_stages: int
+    merged: bool = False
 
 
 @dataclass(frozen=True)
 class WeightTile:
-    """Input channels, output channels and depth (positions) of a tile; ``taps`` tiles share a program."""
+    """Input channels, output channels and depth (positions) of a tile; ``taps`` tiles share a program.
+
+    ``merged`` is as in :class:`GemmTile`.
+    """
 
     bc: int
     bo: int
@@ -41,13 +48,24 @@ class WeightTile:
     taps: int
     num_warps: int
     num_stages: int
+    merged: bool = False
 
 
 COLUMN_OVERHEAD = 32
 """Cost of reading the gathered rows once, in columns of a tile."""
 
+READING = {80: 32, 90: 64, 100: 128, 103: 128}
+"""Products that a multiprocessor makes while it reads one value from the L2 cache, by compute capability.
+
+From data sheets, at 64 bytes a clock (A100, H100, B200). Other NVIDIA GPUs make fewer with float32 sums (eight:
+GeForce), AMD's read twice as much (16: MI300X); without matrix instructions it is four at most.
+"""
+
 STEP_OVERHEAD = 16
 """Cost of a step that does not depend on its depth, in channels."""
+
+PROGRAM_OVERHEAD = 3
+"""Cost of a program's start and end, in steps."""
 
 HALF = 64
 """Rows and columns of the tile for layers of few positions: half of the two largest, 128x64 and 64x128."""
@@ -105,6 +123,23 @@ def gemm_tile(
     return GemmTile(bm, bn, bk, WARPS, _stages((bm + bn) * bk * itemsize, shared_memory))
 
 
+def reading(arch: int | str, exact: bool) -> int:
+    """Cost of reading a value, in products; see :data:`READING`. ``exact`` as in :func:`gemm_tile`."""
+    return 4 if exact else READING.get(arch, 8 if isinstance(arch, int) else 16)
+
+
+def gemm_work(tile: GemmTile, columns: Sequence[int], steps: float, reading: int) -> float:
+    """Counted work of a tile for each position written, in products: padded ones, and reads from the L2 cache.
+
+    Args:
+        columns: as in :func:`gemm_tile`.
+        steps: of a program.
+        reading: products that cost as much as reading a value.
+    """
+    programs = sum(-(-width // tile.bn) for width in columns)
+    return programs * (PROGRAM_OVERHEAD + steps) * tile.bk * (tile.bn + reading * (1 + tile.bn / tile.bm))
+
+
 def weight_tile(
     group_in: int, columns: Sequence[int], taps: int, itemsize: int, exact: bool, shared_memory: int
 ) -> WeightTile:
@@ -126,6 +161,18 @@ def weight_tile(
     return WeightTile(bc, bo, bk, shared, WARPS, _stages((shared * bc + bo) * bk * itemsize, shared_memory))
 
 
+def weight_work(tile: WeightTile, columns: Sequence[int], tap_rows: int, reading: int) -> float:
+    """:func:`gemm_work` of the weight gradient for each input channel and position.
+
+    Args:
+        columns: as in :func:`weight_tile`.
+        tap_rows: programs that compute the taps of one tile of channels.
+        reading: as in :func:`gemm_work`.
+    """
+    programs = sum(-(-width // tile.bo) for width in columns) * tap_rows
+    return programs * (tile.taps * (tile.bo + reading) + reading * tile.bo / tile.bc)
+
+
 @lru_cache(maxsize=4096)
 def box(size: Sequence[int], positions: int) -> tuple[int, ...]:
     """Extents, powers of two with the product ``positions``, of the boxes that cover ``size`` with the least waste.
@@ -144,8 +191,12 @@ def box(size: Sequence[int], positions: int) -> tuple[int, ...]:
 
 
 def steps_per_split(jobs: int, steps: int, most: int, multiprocessors: int) -> int:
-    """Steps that a program of the weight gradient makes: four waves of programs, ``most`` splits at most."""
-    splits = max(1, min(4 * multiprocessors // jobs, most, steps // LEAST_STEPS))
+    """Steps that a program of the weight gradient makes, with ``most`` splits at most.
+
+    Two programs a multiprocessor, as many as are there at a time: each further one would only write, and have
+    read again, partial sums of its own.
+    """
+    splits = max(1, min(2 * multiprocessors // jobs, most, steps // LEAST_STEPS))
     return -(-steps // splits)
 
 

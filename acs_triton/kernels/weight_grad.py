@@ -13,7 +13,7 @@ belong to another view are computed along and not written.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -21,7 +21,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..geometry import PLANE_AXES, Geometry
+from .. import merging
+from ..geometry import VIEWS, Geometry, Triple
+from ..tables import keep
 from . import autotune, device, gather_tables, tiles
 from .channels_last import channels_last, strides, unit
 from .partials import accumulator, triton_accumulator
@@ -199,19 +201,37 @@ def weight_grad_kernel(
         _store(p_out, acc2, p_tap + 2 * TAP_FIELDS, m_out, channels)
 
 
-@triton.jit(do_not_specialize=["splits", "taps", "channels", "elements"], do_not_specialize_on_alignment=["p_out"])
-def add_splits_kernel(p_partial, p_out, splits, taps, channels, elements, BLOCK: tl.constexpr):
-    """Sums over splits, in order: (splits, O, taps, channels) to (O, channels, taps)."""
+@triton.jit(
+    do_not_specialize=["number_row", "splits", "partial_taps", "taps", "channels", "partial_elements", "elements"],
+    do_not_specialize_on_alignment=["p_out", "p_number"],
+)
+def add_splits_kernel(
+    p_partial,
+    p_out,
+    p_number,  # where MERGED: which of the partial sums' taps is that of an output channel's tap
+    number_row,
+    splits,
+    partial_taps,
+    taps,
+    channels,
+    partial_elements,
+    elements,
+    BLOCK: tl.constexpr,
+    MERGED: tl.constexpr,
+):
+    """Sums over splits, in order: (splits, O, partial_taps, channels) to (O, channels, taps)."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = i < elements
-    acc = tl.zeros((BLOCK,), p_partial.dtype.element_ty)
-    for _ in range(splits):
-        acc += tl.load(p_partial + i, mask=mask, other=0.0)
-        p_partial += elements
     channel = i % channels
     tap = i // channels % taps
-    o_out = (i // channels // taps * channels + channel) * taps + tap
-    tl.store(p_out + o_out, acc.to(p_out.dtype.element_ty), mask=mask)
+    row = i // channels // taps
+    number = tl.load(p_number + row * number_row + tap, mask=mask, other=0).to(tl.int32) if MERGED else tap
+    p_partial += (row * partial_taps + number) * channels + channel
+    acc = tl.zeros((BLOCK,), p_partial.dtype.element_ty)
+    for _ in range(splits):
+        acc += tl.load(p_partial, mask=mask, other=0.0)
+        p_partial += partial_elements
+    tl.store(p_out + (row * channels + channel) * taps + tap, acc.to(p_out.dtype.element_ty), mask=mask)
 
 
 @dataclass(frozen=True)
@@ -223,14 +243,23 @@ class Chunk:
     end_channel: int
 
 
-def _tap_rows(geometry: Geometry, view: int, length: int) -> list[tuple[list[int], int]]:
-    """Taps that a program computes together: numbers of up to ``length`` that differ along one axis, and that axis."""
-    ku, kv = geometry.kernel_size
-    u, v = PLANE_AXES[view]
-    axis, rows = (v, [[a * kv + b for b in range(kv)] for a in range(ku)])
-    if ku > kv:
-        axis, rows = (u, [[a * kv + b for a in range(ku)] for b in range(kv)])
-    return [(row[i : i + length], axis) for row in rows for i in range(0, len(row), length)]
+@lru_cache(maxsize=1024)
+def tap_rows(positions: tuple[Triple, ...], length: int) -> list[tuple[list[int], int]]:
+    """Taps that a program computes together: numbers of up to ``length`` that differ along one axis, and that axis.
+
+    Each time the longest row of what is left is taken.
+    """
+    left, rows = dict(enumerate(positions)), []
+    while left:
+        lines = {}
+        for number, position in left.items():
+            for axis in (2, 1, 0):
+                lines.setdefault((axis, position[:axis] + position[axis + 1 :]), []).append(number)
+        (axis, _), numbers = max(lines.items(), key=lambda line: min(len(line[1]), length))
+        rows.append((numbers[:length], axis))
+        for number in numbers[:length]:
+            del left[number]
+    return rows
 
 
 def _reach(geometry: Geometry, position: int, axis: int) -> tuple[int, int]:
@@ -244,10 +273,10 @@ def _reach(geometry: Geometry, position: int, axis: int) -> tuple[int, int]:
 def _tile_jobs(geometry, in_channels, out_channels, tile, x_strides, vector):
     """Per tile of columns: its first and end output channel, and its jobs' fields."""
     per_group = in_channels // geometry.groups
-    for region in gather_tables.regions(geometry, out_channels):
-        positions = gather_tables.taps(geometry, region.view)
+    for region in gather_tables.regions(geometry, out_channels, tile.merged):
+        positions = geometry.taps(region.view)
         rows = []
-        for numbers, axis in _tap_rows(geometry, region.view, tile.taps):
+        for numbers, axis in tap_rows(positions, tile.taps):
             fields = [axis]
             for other in range(3):
                 if other != axis:
@@ -267,22 +296,31 @@ def _tile_jobs(geometry, in_channels, out_channels, tile, x_strides, vector):
             yield start + first, start + end, jobs
 
 
-@lru_cache(maxsize=512)
-def _plan(geometry, in_channels, out_channels, tile, x_strides, vector, item_bytes, where) -> tuple[Chunk, ...]:
-    row_bytes = in_channels // geometry.groups * math.prod(geometry.kernel_size) * item_bytes
-    limit = max(tiles.MAX_WORKSPACE // row_bytes, tile.bo)
-    chunks = []
-    for first, end, jobs in _tile_jobs(geometry, in_channels, out_channels, tile, x_strides, vector):
-        if not chunks or end - chunks[-1][0] > limit:
-            chunks.append([first, end, []])
-        chunks[-1][1] = end
-        chunks[-1][2] += jobs
-    return tuple(Chunk(torch.tensor(jobs, dtype=torch.int32).to(where), first, end) for first, end, jobs in chunks)
+@keep(maxsize=512)
+def _plan(geometry, in_channels, out_channels, taps, tile, x_strides, vector, item_bytes, where) -> tuple[Chunk, ...]:
+    row_bytes = in_channels // geometry.groups * taps * item_bytes
+    return chunks(_tile_jobs(geometry, in_channels, out_channels, tile, x_strides, vector), row_bytes, tile.bo, where)
+
+
+def chunks(tile_jobs, row_bytes: int, bo: int, where: torch.device) -> tuple[Chunk, ...]:
+    """Tiles of ``bo`` columns (first and end channel, jobs), as many in a chunk as fit into the workspace.
+
+    ``row_bytes`` are those of one output channel's partial sums.
+    """
+    limit = max(tiles.MAX_WORKSPACE // row_bytes, bo)
+    parts = []
+    for first, end, jobs in tile_jobs:
+        if not parts or end - parts[-1][0] > limit:
+            parts.append([first, end, []])
+        parts[-1][1] = end
+        parts[-1][2] += jobs
+    return tuple(Chunk(torch.tensor(jobs, dtype=torch.int32).to(where), first, end) for first, end, jobs in parts)
 
 
 def _launch(g: Tensor, x: Tensor, out: Tensor, geometry: Geometry, tile: tiles.WeightTile) -> None:
     out_channels, channels, *kernel = out.shape
-    vector, taps = unit(x.dtype), math.prod(kernel)
+    vector, out_taps = unit(x.dtype), math.prod(kernel)
+    taps = len(geometry.merged.positions) if tile.merged else out_taps
     total = accumulator(x.dtype)
     box = tiles.box((g.shape[0], *geometry.output_size), tile.bk)
     steps = math.prod(-(-n // b) for n, b in zip((g.shape[0], *geometry.output_size), box, strict=True))
@@ -290,8 +328,9 @@ def _launch(g: Tensor, x: Tensor, out: Tensor, geometry: Geometry, tile: tiles.W
     x_sample, _, *x_strides = (stride // vector for stride in strides(x))
     in_channels = channels * geometry.groups
     where = tuple(x_strides), vector, total.itemsize, x.device
-    for chunk in _plan(geometry, in_channels, out_channels, tile, *where):
-        elements = (chunk.end_channel - chunk.first_channel) * taps * channels
+    for chunk in _plan(geometry, in_channels, out_channels, taps, tile, *where):
+        rows = chunk.end_channel - chunk.first_channel
+        elements = rows * taps * channels
         jobs = chunk.jobs.shape[0]
         most = tiles.MAX_WORKSPACE // (elements * total.itemsize)
         per_split = tiles.steps_per_split(jobs, steps, most, device.current().multiprocessors)
@@ -326,28 +365,42 @@ def _launch(g: Tensor, x: Tensor, out: Tensor, geometry: Geometry, tile: tiles.W
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
         )
-        add_splits_kernel[(triton.cdiv(elements, 512),)](
+        number = None
+        if tile.merged:
+            number = merging.numbers(geometry, x.device)
+            number = number if geometry.mixed else number[chunk.first_channel :]
+        add_splits_kernel[(triton.cdiv(rows * out_taps * channels, 512),)](
             partial,
             out[chunk.first_channel : chunk.end_channel],
+            number,
+            0 if geometry.mixed else out_taps,
             splits,
             taps,
+            out_taps,
             channels,
             elements,
+            rows * out_taps * channels,
             BLOCK=512,
+            MERGED=tile.merged,
         )
 
 
 def weight_grad_tile(in_channels: int, out_channels: int, dtype: torch.dtype, geometry: Geometry) -> tiles.WeightTile:
-    """The heuristic's tile for :func:`weight_grad`."""
-    columns = [region.end - region.first for region in gather_tables.regions(geometry, out_channels)]
-    return tiles.weight_tile(
-        in_channels // geometry.groups,
-        columns,
-        math.prod(geometry.kernel_size),
-        dtype.itemsize,
-        device.exact(dtype),
-        device.current().shared_memory,
-    )
+    """The heuristic's tile for :func:`weight_grad`: view by view, or with merged taps where that is less work."""
+    facts, exact = device.current(), device.exact(dtype)
+    limits, reading = (dtype.itemsize, exact, facts.shared_memory), tiles.reading(facts.arch, exact)
+    works = []
+    for merged in _merging(geometry):
+        regions = gather_tables.regions(geometry, out_channels, merged)
+        columns, taps = [region.end - region.first for region in regions], geometry.taps(regions[0].view)
+        tile = replace(tiles.weight_tile(in_channels // geometry.groups, columns, len(taps), *limits), merged=merged)
+        works.append((tiles.weight_work(tile, columns, len(tap_rows(taps, tile.taps)), reading), tile))
+    return min(works, key=lambda work: work[0])[1]
+
+
+def _merging(geometry: Geometry) -> tuple[bool, ...]:
+    """As :func:`acs_triton.kernels.gather_gemm.merging`; any number of positions can be told apart here."""
+    return (True,) if geometry.mixed else (False,) if geometry.coincident else (False, True)
 
 
 def weight_grad(grad_output: Tensor, input: Tensor, geometry: Geometry) -> Tensor:
@@ -356,7 +409,8 @@ def weight_grad(grad_output: Tensor, input: Tensor, geometry: Geometry) -> Tenso
     The result has the gradient's dtype; sums are float32 (float64 for float64) and repeat bit by bit.
     """
     out_channels, in_channels = grad_output.shape[1], input.shape[1]
-    shape = (out_channels, in_channels // geometry.groups, *geometry.kernel_size)
+    views = (len(VIEWS),) if geometry.mixed else ()
+    shape = (out_channels, in_channels // geometry.groups, *views, *geometry.kernel_size)
     out = torch.empty(shape, dtype=grad_output.dtype, device=grad_output.device)
     if grad_output.numel() == 0 or input.numel() == 0:
         return out.zero_()
@@ -365,15 +419,12 @@ def weight_grad(grad_output: Tensor, input: Tensor, geometry: Geometry) -> Tenso
     def run(tile):
         _launch(g, x, out, geometry, tile)
 
+    def candidates():
+        limits = x.dtype.itemsize, device.exact(x.dtype), device.current().shared_memory
+        return [replace(tile, merged=merged) for merged in _merging(geometry) for tile in tiles.weight_tiles(*limits)]
+
     with device.of(x):
         default = weight_grad_tile(in_channels, out_channels, x.dtype, geometry)
-        autotune.run(
-            run,
-            default,
-            lambda: tiles.weight_tiles(x.dtype.itemsize, device.exact(x.dtype), device.current().shared_memory),
-            weight_grad_kernel,
-            out,
-            geometry,
-            (x.shape[0], in_channels, out_channels),
-        )
+        channels = x.shape[0], in_channels, out_channels
+        autotune.run(run, default, candidates, weight_grad_kernel, out, geometry, channels, mixed=geometry.mixed)
     return out

@@ -13,7 +13,10 @@ LAYOUTS = {"ncdhw": torch.contiguous_format, "channels_last": torch.channels_las
 
 @dataclass(frozen=True)
 class Case:
-    """A convolution by its arguments; ``padding`` may differ on the low and high side of all axes."""
+    """A convolution by its arguments; ``padding`` may differ on the low and high side of all axes.
+
+    With the ``split`` ``()`` the views are mixed.
+    """
 
     in_channels: int
     out_channels: int
@@ -38,7 +41,7 @@ class Case:
             padding_high=(high,) * 4,
             dilation=(self.dilation,) * 4,
             groups=self.groups,
-            split=self.split or default_split(self.out_channels),
+            split=default_split(self.out_channels) if self.split is None else self.split,
             rule=self.rule,
         ).geometry(self.size)
 
@@ -48,7 +51,8 @@ class Case:
 
     @property
     def weight_shape(self):
-        return (self.out_channels, self.in_channels // self.groups, *self.kernel)
+        views = (3,) if self.split == () else ()
+        return (self.out_channels, self.in_channels // self.groups, *views, *self.kernel)
 
     @property
     def output_shape(self):
@@ -58,7 +62,7 @@ class Case:
         kernel = "x".join(map(str, self.kernel))
         size = "x".join(map(str, self.size))
         extra = f"-g{self.groups}" if self.groups > 1 else ""
-        extra += f"-split{self.split}" if self.split else ""
+        extra += "-mixed" if self.split == () else f"-split{self.split}" if self.split else ""
         extra += f"-d{self.dilation}" if self.dilation > 1 else ""
         channels = f"{self.in_channels}to{self.out_channels}"
         return f"{channels}-k{kernel}-s{self.stride}-p{self.padding}-{size}{extra}-{self.layout}"
@@ -95,9 +99,14 @@ CASES = [
     Case(8, 9, (6, 6, 6), rule="aligned", padding=(0, 0), dilation=2),
     Case(8, 12, (5, 6, 4), rule="planar", split=(12, 0, 0)),
     Case(8, 12, (5, 6, 4), rule="planar", split=(0, 0, 12), stride=(2, 1, 2), padding=(1, 1)),
+    Case(16, 24, (4, 5, 3), split=()),
+    Case(5, 7, (1, 5, 4), split=(), stride=(2, 2, 2), layout="ncdhw"),
+    Case(12, 10, (5, 3, 4), split=(), kernel=(2, 2), padding=(1, 0), groups=2, batch=1),
+    Case(8, 6, (5, 5, 4), split=(), dilation=2, padding=(2, 2), stride=(1, 2, 3), batch=1),
+    Case(8, 6, (4, 5, 3), split=(), kernel=(5, 5), padding=(2, 2), rule="aligned", batch=1),
 ]
 
-TYPICAL = [CASES[i] for i in (0, 1, 3, 12, 18, 20)]
+TYPICAL = [CASES[i] for i in (0, 1, 3, 12, 18, 20, 31)]
 """Those that are run in every dtype."""
 
 
@@ -111,6 +120,7 @@ def random_cases(draw, family="matrix"):
         groups = 1 if family == "stem" else draw(st.sampled_from([1, 1, 1, 2, 3]))
         per_group = draw(st.integers(1, 4 if family == "stem" else 12))
         out_channels = groups * draw(st.integers(1, 12))
+    mixed = [()] if family == "matrix" else []
     axial = draw(st.integers(0, out_channels))
     coronal = draw(st.integers(0, out_channels - axial))
     stride = draw(st.sampled_from([1, 2, 3]))
@@ -124,7 +134,7 @@ def random_cases(draw, family="matrix"):
         padding=draw(st.tuples(*[st.integers(0, 2)] * 2)),
         dilation=draw(st.integers(1, 2)),
         groups=groups,
-        split=draw(st.sampled_from([None, (axial, coronal, out_channels - axial - coronal)])),
+        split=draw(st.sampled_from([None, (axial, coronal, out_channels - axial - coronal), *mixed])),
         rule=draw(st.sampled_from(["acsconv", "aligned"])),
         batch=draw(st.integers(1, 2)),
         layout=draw(st.sampled_from(list(LAYOUTS))),

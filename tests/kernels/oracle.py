@@ -11,6 +11,10 @@ from acs_triton.geometry import PLANE_AXES
 def conv(input, weight, bias, geometry):
     """Sum over taps of gathered positions: output ``i``, tap ``t`` reads ``i * stride + start + t * dilation``."""
     input, weight = input.cpu().double(), weight.cpu().double()
+    if geometry.mixed:
+        bias = weight.new_zeros(len(weight)) if bias is None else bias.cpu().double()
+        views = (conv(input, weight[:, :, v], None, geometry.one_view(v, len(weight))) for v in range(3))
+        return sum(views) + bias.view(1, -1, 1, 1, 1)
     channels_out, channels_in = weight.shape[0], input.shape[1]
     group_in, group_out = channels_in // geometry.groups, channels_out // geometry.groups
     output = input.new_zeros(input.shape[0], channels_out, *geometry.output_size)
@@ -46,7 +50,8 @@ def input_grad(grad_output, weight, geometry):
 
 
 def weight_grad(grad_output, input, geometry):
-    shape = (grad_output.shape[1], input.shape[1] // geometry.groups, *geometry.kernel_size)
+    views = (3,) if geometry.mixed else ()
+    shape = (grad_output.shape[1], input.shape[1] // geometry.groups, *views, *geometry.kernel_size)
     weight = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
     output = conv(input, weight, None, geometry)
     return torch.autograd.grad(output, weight, grad_output.cpu().double())[0]
@@ -60,7 +65,7 @@ RELATIVE_ERROR = {torch.float64: 1e-12, torch.float32: 4e-3, torch.float16: 2e-3
 """Largest relative error of a whole result, in the Euclidean norm."""
 
 
-def check(result, expected, magnitude, terms, exact=False):
+def check(result, expected, magnitude, terms, exact=False, merged=False):
     """Assert that a kernel's result is the oracle's.
 
     Per element, the error is at most that of rounding the result once, plus that of summing
@@ -72,12 +77,14 @@ def check(result, expected, magnitude, terms, exact=False):
         magnitude: the oracle's result for the operands' absolute values.
         terms: number of products in a sum.
         exact: whether float32 operands were not rounded to tf32.
+        merged: whether an operand is a sum of up to three that was rounded to the result's dtype.
     """
     assert result.shape == expected.shape
     dtype, result = result.dtype, result.detach().cpu().double()
     assert not result.isnan().any(), f"{int(result.isnan().sum())} of {result.numel()} elements are NaN"
     accumulator = torch.float64 if dtype == torch.float64 else torch.float32
     per_product = 2.0**-9 if dtype == torch.float32 and not exact else 0.0
+    per_product += torch.finfo(dtype).eps if merged else 0.0
     per_sum = 4 * math.sqrt(terms) * torch.finfo(accumulator).eps
     allowed = torch.finfo(dtype).eps * expected.abs() + (per_product + per_sum) * magnitude
     allowed += torch.finfo(dtype).smallest_normal

@@ -6,6 +6,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import acs_triton.functional as ours
 from acs_triton import explain, use_backend
+from acs_triton.kernels import gather_gemm
 
 from . import oracle
 
@@ -36,6 +37,44 @@ def test_derivatives(family, device):
         assert gradgradcheck(lambda *tensors: ours.acs_conv3d(*tensors, **options), inputs, fast_mode=True)
 
 
+def test_derivatives_of_mixed_views(device):
+    """With respect to the view weights too."""
+    if not device.interpreted:
+        pytest.skip("float64 kernels run in the interpreter only")
+    generator = torch.Generator().manual_seed(0)
+    shapes = (1, 5, 2, 3, 2), (3, 5, 2, 2), (3, 3), (3,)
+    inputs = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    with use_backend("triton"):
+        assert explain(*inputs[:2], soft=True).count("merged=True") == 3
+        assert gradcheck(ours.soft_acs_conv3d, inputs, fast_mode=True)
+        assert gradgradcheck(ours.soft_acs_conv3d, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_mixed_views_are_one_launch(dilation, device, monkeypatch):
+    """On one grid of taps and, with a dilation in the published rule, off it."""
+    launches, launch = [], gather_gemm._launch
+    monkeypatch.setattr(gather_gemm, "_launch", lambda *args: launches.append(args) or launch(*args))
+    x, w, shares = (torch.ones(shape, device=device.torch_device) for shape in ((1, 8, 3, 3, 3), (6, 8, 3, 3), (6, 3)))
+    with use_backend("triton"):
+        y = ours.soft_acs_conv3d(x, w, shares, padding=dilation, dilation=dilation)
+    assert len(launches) == 1
+    assert (y[0, :, 1, 1, 1] == (27 if dilation == 1 else 3) * 8).all()
+
+
+def test_mixed_views_with_more_tap_positions_than_the_kernel_tells_apart(device):
+    generator = torch.Generator().manual_seed(0)
+    shapes = (1, 8, 2, 2, 2), (3, 8, 11, 11), (3, 3)
+    x, w, shares = (torch.randn(shape, generator=generator).to(device.torch_device) for shape in shapes)
+    with use_backend("triton"):
+        plan = explain(x, w, padding=5, soft=True).splitlines()[0]
+        found = ours.soft_acs_conv3d(x, w, shares, padding=5)
+    assert "view by view" in plan or "descriptor" in plan
+    with use_backend("torch"):
+        expected = ours.soft_acs_conv3d(x.double(), w.double(), shares.double(), padding=5)
+    assert (found - expected).norm() <= oracle.RELATIVE_ERROR[torch.float32] * expected.norm()
+
+
 def with_gradients(function, tensors, dtype, where):
     tensors = [t.detach().to(where, dtype).requires_grad_() for t in tensors]
     result = function(*tensors)
@@ -43,13 +82,15 @@ def with_gradients(function, tensors, dtype, where):
     return [t.detach().cpu().double() for t in (result, *grads)]
 
 
-@pytest.mark.parametrize("function", ["soft", "mean", "2.5D"])
+@pytest.mark.parametrize("function", ["soft", "mean", "2.5D", "soft depthwise", "soft stem"])
 def test_mixed_views_and_slices(function, device):
     """Soft ACS and 2.5D convolution, and their gradients, against the torch backend in float64."""
     call = {
         "soft": lambda x, w, share: ours.soft_acs_conv3d(x, w, share, padding=1),
         "mean": lambda x, w, share: ours.soft_acs_conv3d(x, w, torch.full_like(share, 1 / 3), padding=1) * share.sum(),
         "2.5D": lambda x, w, share: ours.conv2_5d(x, w, share[:, 0], padding=1),
+        "soft depthwise": lambda x, w, share: ours.soft_acs_conv3d(x, w[:5, :1], share[:5], padding=1, groups=5),
+        "soft stem": lambda x, w, share: ours.soft_acs_conv3d(x[:, :2], w[:, :2], share, padding=1),
     }[function]
     dtype = torch.float32 if device.interpreted else torch.float16
     generator = torch.Generator().manual_seed(0)

@@ -1,10 +1,12 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
 from acs_triton.geometry import ConvParams
+from acs_triton.kernels import device as triton_device
 from acs_triton.kernels import gather_gemm, gather_tables, tiles
 from acs_triton.layout import memory_format
 
@@ -21,7 +23,7 @@ def run_conv(case, make, dtype, bias=True, offset=0):
     assert y.dtype == dtype
     assert memory_format(y) == memory_format(x)
     magnitude = oracle.conv(*map(oracle.absolute, (x, w, b)), geometry)
-    oracle.check(y, oracle.conv(x, w, b, geometry), magnitude, w[0].numel())
+    oracle.check(y, oracle.conv(x, w, b, geometry), magnitude, w[0].numel(), merged=geometry.mixed)
 
 
 def run_input_grad(case, make, dtype):
@@ -32,7 +34,7 @@ def run_input_grad(case, make, dtype):
     assert x.dtype == dtype
     assert memory_format(x) == memory_format(g)
     magnitude = oracle.input_grad(g.abs(), w.abs(), geometry)
-    oracle.check(x, oracle.input_grad(g, w, geometry), magnitude, w[:, 0].numel())
+    oracle.check(x, oracle.input_grad(g, w, geometry), magnitude, w[:, 0].numel(), merged=geometry.mixed)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -45,6 +47,45 @@ def test_cases(case, make, main_dtype):
 def test_dtypes(case, make, dtype):
     run_conv(case, make, dtype)
     run_input_grad(case, make, dtype)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("case", [CASES[i] for i in (1, 12, 20, 25)], ids=str)
+def test_merged_or_view_by_view(case, merged, make, main_dtype, monkeypatch):
+    """Both ways compute every convolution, whichever would be less work."""
+    monkeypatch.setattr(gather_gemm, "merging", lambda *args, **kwargs: (merged,))
+    run_conv(case, make, main_dtype)
+    run_input_grad(case, make, main_dtype)
+
+
+@pytest.mark.parametrize(
+    ("arch", "channels", "conv", "input_grad"),
+    [
+        (80, 16, True, True),
+        (80, 32, True, True),
+        (80, 48, False, False),
+        (80, 64, True, False),
+        (80, 128, False, False),
+        (90, 64, True, False),
+        (90, 128, False, False),
+        (89, 16, True, True),
+        (89, 32, False, True),
+        (89, 64, False, False),
+    ],
+)
+def test_taps_are_merged_where_that_is_less_work(arch, channels, conv, input_grad, device, monkeypatch):
+    """Padded products weigh more on GPUs that multiply more slowly."""
+    facts = replace(device, arch=arch, backend="cuda")
+    monkeypatch.setattr(triton_device, "current", lambda: facts)
+    geometry = Case(channels, channels, (32, 32, 32)).geometry
+    assert gather_gemm.conv_tile(2, channels, channels, torch.float16, geometry).merged == conv
+    assert gather_gemm.input_grad_tile(2, channels, channels, torch.float16, geometry).merged == input_grad
+
+
+def test_a_single_view_is_not_merged(device):
+    for case in (Case(8, 8, (4, 5, 6), kernel=(1, 1), padding=(0, 0)), Case(8, 8, (4, 5, 6), split=(0, 8, 0))):
+        assert not gather_gemm.conv_tile(2, 8, 8, torch.float16, case.geometry).merged
+        assert not gather_gemm.input_grad_tile(2, 8, 8, torch.float16, case.geometry).merged
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -151,15 +192,21 @@ def test_bias_is_added_before_rounding(make, device):
     assert gather_gemm.conv(x, w, b, case.geometry).cpu().eq(2.0**-7).all()
 
 
-def test_non_finite_input_stays_in_its_receptive_field(make, device):
-    """An infinite value at one position of one group makes no other output NaN or infinite."""
-    case = Case(16, 24, (6, 6, 6), groups=2, batch=1)
+@pytest.mark.parametrize(("out_channels", "merged"), [(24, True), (96, False)])
+def test_non_finite_input_stays_in_its_receptive_field(out_channels, merged, make, device):
+    """An infinite value at one position of one group makes no other output NaN or infinite.
+
+    Merged taps meet zero weights at other views' positions: the receptive field is that of mixed views.
+    """
+    case = Case(16, out_channels, (6, 6, 6), groups=2, batch=1)
     geometry = case.geometry
+    assert gather_gemm.conv_tile(1, 16, out_channels, torch.float32, geometry).merged == merged
     x, w = make(case.input_shape, torch.float32, 1), make(case.weight_shape, torch.float32, 2)
     x[0, 3, 2, 2, 2] = float("inf")
     reached = torch.zeros(case.input_shape)
     reached[0, 3, 2, 2, 2] = 1
-    reached = oracle.conv(reached, torch.ones(case.weight_shape), None, geometry) > 0
+    field = replace(case, split=()) if merged else case
+    reached = oracle.conv(reached, torch.ones(field.weight_shape), None, field.geometry) > 0
     finite = gather_gemm.conv(x, w, None, geometry).cpu().isfinite()
     assert torch.equal(finite, ~reached)
 
@@ -222,7 +269,7 @@ def test_tables_cover_every_product_once():
         geometry = case.geometry
         expected = set()
         for view in {region.view for region in gather_tables.regions(geometry, case.out_channels)}:
-            for number, tap in enumerate(gather_tables.taps(geometry, view)):
+            for number, tap in enumerate(geometry.taps(view)):
                 for y in itertools.product(*map(range, geometry.output_size)):
                     x = tuple(i * s + t for i, s, t in zip(y, geometry.stride, tap, strict=True))
                     if all(0 <= i < n for i, n in zip(x, geometry.input_size, strict=True)):

@@ -36,10 +36,40 @@ def test_dtypes(case, make, dtype):
     run(case, make, dtype)
 
 
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("case", [CASES[i] for i in (12, 25)], ids=str)
+def test_merged_or_view_by_view(case, merged, make, main_dtype, monkeypatch):
+    """Both ways compute every convolution, whichever would be less work."""
+    monkeypatch.setattr(weight_grad, "_merging", lambda geometry: (merged,))
+    run(case, make, main_dtype)
+
+
+@pytest.mark.parametrize(("channels", "merged"), [(16, True), (32, False), (64, False), (128, False)])
+def test_taps_are_merged_where_that_is_less_work(channels, merged, device):
+    tile = weight_grad.weight_grad_tile(channels, channels, torch.float16, Case(channels, channels, (8, 8, 8)).geometry)
+    assert tile.merged == merged
+
+
 @settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=random_cases())
 def test_random_configurations(case, make):
     run(case, make, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "split", "rows"), [(3, (1, 0, 0), 3), (5, (0, 1, 0), 9), (3, (), 7), (5, (), 22), (7, (), 43)]
+)
+def test_few_programs_cover_the_taps(kernel, split, rows):
+    """Nineteen merged taps are seven rows of up to three."""
+    geometry = Case(8, 1, (9, 9, 9), kernel=(kernel, kernel), padding=(kernel // 2,) * 2, split=split).geometry
+    positions = geometry.merged.positions
+    found = weight_grad.tap_rows(positions, 3)
+    assert len(found) == rows
+    assert sorted(number for numbers, _ in found for number in numbers) == list(range(len(positions)))
+    for numbers, axis in found:
+        others = {(*positions[number][:axis], *positions[number][axis + 1 :]) for number in numbers}
+        assert len(others) == 1
+        assert len(numbers) <= 3
 
 
 @pytest.mark.parametrize("kernel", [(1, 4), (5, 1), (2, 5)])
@@ -103,12 +133,14 @@ def test_non_finite_values_stay_in_their_rows(make, device):
     assert not finite[4].any()
 
 
-def test_workspace_is_bounded(make, device, monkeypatch, many_splits):
+@pytest.mark.parametrize(("merged", "taps"), [(False, 9), (True, 19)])
+def test_workspace_is_bounded(merged, taps, make, device, monkeypatch, many_splits):
     """Output channels are computed in chunks where their partial sums would not fit together."""
     sizes = []
     empty = torch.empty
     case = Case(16, 50, (2, 3, 4), batch=1, split=(20, 20, 10))
-    monkeypatch.setattr(tiles, "MAX_WORKSPACE", 32 * 9 * 16 * 4)
+    monkeypatch.setattr(weight_grad, "_merging", lambda geometry: (merged,))
+    monkeypatch.setattr(tiles, "MAX_WORKSPACE", 32 * taps * 16 * 4)
     weight_grad._plan.cache_clear()
     monkeypatch.setattr(torch, "empty", lambda *a, **k: sizes.append(empty(*a, **k)) or sizes[-1])
     run(case, make, torch.float32)
