@@ -48,7 +48,7 @@ def tile_text(binary: Binary) -> str:
             parts.append(f"no_{name}")
         elif value is True:
             parts.append(name.lower())
-        elif value is not False:
+        elif value is not False and value != "":
             parts.append(f"{name.lower()}{value}".replace(" ", ""))
     return "_".join([*parts, f"w{binary.num_warps}", f"s{binary.num_stages}"])
 

@@ -17,7 +17,10 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class Layer:
-    """An ACS convolution of a ``k x k`` kernel with "same" padding on volumes of one size."""
+    """An ACS convolution of a ``k x k`` kernel with "same" padding on volumes of one size.
+
+    ``soft``: of mixed views. ``activation``: of :data:`acs_triton.activations.ACTIVATIONS`, or none.
+    """
 
     in_channels: int
     out_channels: int
@@ -28,12 +31,14 @@ class Layer:
     batch: int = 2
     channels_last: bool = True
     bias: bool = True
+    soft: bool = False
+    activation: str = ""
 
     @property
     def geometry(self) -> Geometry:
         kernel, padding = (self.kernel,) * 2, self.kernel // 2
         params = conv_params(kernel, self.out_channels, self.stride, padding, 1, self.groups, None)
-        return params.geometry(self.size)
+        return (params.mixed() if self.soft else params).geometry(self.size)
 
     def run(self, primitive: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """Call one primitive of the Triton backend on uninitialised tensors."""
@@ -41,12 +46,12 @@ class Layer:
         to = {"dtype": dtype, "device": device}
         geometry = self.geometry
         input = torch.empty((self.batch, self.in_channels, *self.size), **to, memory_format=layout)
-        weight = torch.empty((self.out_channels, self.in_channels // self.groups, self.kernel, self.kernel), **to)
+        kernel = ((3,) if self.soft else ()) + (self.kernel,) * 2
+        weight = torch.empty((self.out_channels, self.in_channels // self.groups, *kernel), **to)
         grad = torch.empty((self.batch, self.out_channels, *geometry.output_size), **to, memory_format=layout)
         if primitive == "conv":
-            return triton_backend.conv(
-                input, weight, torch.empty(self.out_channels, **to) if self.bias else None, geometry
-            )
+            bias = torch.empty(self.out_channels, **to) if self.bias else None
+            return triton_backend.conv_act(input, weight, bias, self.activation, geometry)
         if primitive == "input_grad":
             return triton_backend.input_grad(grad, weight, geometry)
         return triton_backend.weight_grad(grad, input, geometry)
@@ -56,6 +61,7 @@ TYPICAL = (
     Layer(64, 192),
     Layer(128, 128, stride=2),
     Layer(64, 64, groups=2),
+    Layer(64, 64, soft=True),
     Layer(96, 96, groups=96),
     Layer(144, 144, kernel=5, stride=2, groups=144),
     Layer(3, 64, kernel=7, stride=2, size=(64, 64, 64)),

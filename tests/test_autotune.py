@@ -19,6 +19,7 @@ from acs_triton.kernels import autotune
 class Tile:
     rows: int
     warps: int = 4
+    box: tuple = (2, 4)
 
 
 DEFAULT, SLOW, FAST = Tile(64), Tile(32), Tile(128)
@@ -166,7 +167,7 @@ def test_the_file_is_replaced_whole_and_keeps_what_other_processes_added(cache):
     assert "triton" in file.name
     entries = json.loads(file.read_text())
     (entry,) = entries.values()
-    assert entry == {"tile": {"rows": 128, "warps": 4}, "ms": 1.0, "default_ms": 2.0}
+    assert entry == {"tile": {"rows": 128, "warps": 4, "box": [2, 4]}, "ms": 1.0, "default_ms": 2.0}
     file.write_text(json.dumps({**entries, "of another process": {"tile": {"rows": 1}}}))
     Bench().choose(rows=10)
     assert len(json.loads(file.read_text())) == 3

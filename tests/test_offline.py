@@ -3,6 +3,7 @@
 # ruff: noqa: E402 - what needs Triton is imported once it is known to be there
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from triton.runtime.errors import OutOfResources
 from acs_triton import backends, explain, use_backend
 from acs_triton.arguments import conv_params
 from acs_triton.functional import acs_conv3d
+from acs_triton.kernels import device
 from benchmarks.disassembly import _hottest, _parse_amdgcn, _parse_sass, inspect, natural_loops
 from benchmarks.offline import ARCHS, offline
 
@@ -146,7 +148,7 @@ def test_nothing_can_be_timed():
     ("target", "reason"),
     [
         (GPUTarget("cuda", 75, 32), "the kernels need compute capability 8.0 or newer, this GPU has 7.5"),
-        (GPUTarget("hip", "gfx1100", 32), "the kernels support AMD's gfx9 GPUs, this one is gfx1100"),
+        (GPUTarget("hip", "gfx1100", 32), "the kernels support AMD's gfx90a, gfx942, gfx950, this GPU is gfx1100"),
     ],
     ids=lambda value: str(value.arch) if isinstance(value, GPUTarget) else "",
 )
@@ -161,6 +163,27 @@ def test_a_gpu_that_the_kernels_do_not_support_is_one_sentence(target, reason, m
             # Tensors on meta never get as far as a backend: registered operators have shapes for them.
             backends.choose("conv", x, weight, conv_params((3, 3), 6, 1, 0, 1, 1, None).geometry((4, 4, 4)))
     assert not gpu.launches
+
+
+def test_a_driver_that_cannot_be_built_is_one_sentence_and_is_tried_once(monkeypatch):
+    """As where the C compiler finds no headers: Triton's error is no RuntimeError."""
+    tries = []
+
+    class Driver:
+        _active = None
+
+        @property
+        def active(self):
+            tries.append(1)
+            raise subprocess.CalledProcessError(1, ["gcc", "driver.c"])
+
+    monkeypatch.setattr(triton.runtime, "driver", Driver())
+    monkeypatch.setattr(device, "_no_driver", [])
+    x, weight = torch.zeros(1, 8, 4, 4, 4, device="meta"), torch.zeros(6, 8, 3, 3, device="meta")
+    with use_backend("auto"):
+        for _ in range(2):
+            assert "torch: Triton has no active driver on this machine: Command '['gcc'" in explain(x, weight)
+    assert len(tries) == 1
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ import mmap
 import pytest
 import torch
 
+from acs_triton.backends import triton as triton_backend
 from acs_triton.geometry import ConvParams, default_split
 from acs_triton.kernels import depthwise, gather_gemm, stem, weight_grad
+from acs_triton.kernels.channels_last import is_channels_last
 
 from . import oracle
 
@@ -93,3 +95,21 @@ def test_a_gradient_read_far_ahead(family, groups):
         oracle.input_grad(small.abs(), weight.abs(), close),
         9 * 16 // groups,
     )
+
+
+def test_slices_that_span_too_much_are_copied():
+    """Offsets count vectors of 16 bytes in 32 bits."""
+    whole = torch.empty((2, 512, 256, 256, 512), dtype=DTYPE, device="meta", memory_format=torch.channels_last_3d)
+    assert is_channels_last(whole), "larger than its parts are: the batch is computed in parts"
+    assert is_channels_last(whole[:1, :8])
+    assert not is_channels_last(whole[:, :8])
+    assert not is_channels_last(whole[:, :8, :64])
+
+
+def test_strides_that_spread_a_tile_too_far_go_to_the_torch_backend():
+    weight, size = torch.zeros(1).expand(16, 4096, 3, 3), (4, 64, 64)
+    for stride, reason in (((1, 2, 2), None), ((1, 32, 32), "spreads 4096 channels beyond")):
+        params = ConvParams((3, 3), stride, (1,) * 4, (1,) * 4, (1,) * 4, 1, default_split(16))
+        grad = torch.zeros(1).expand(1, 16, *params.geometry(size).output_size)
+        found = triton_backend.why_not("input_grad", grad, weight, params.geometry(size))
+        assert found is reason or reason in found

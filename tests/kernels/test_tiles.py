@@ -126,5 +126,5 @@ def test_splits(jobs, steps, most):
     per_split = tiles.steps_per_split(jobs, steps, most, 108)
     splits = -(-steps // per_split)
     assert splits <= max(1, most)
-    assert splits * jobs <= max(jobs, 4 * 108)
+    assert splits * jobs <= max(jobs, 2 * 108)
     assert (splits - 1) * per_split < steps, "no program is without steps"
