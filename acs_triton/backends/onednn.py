@@ -32,6 +32,7 @@ _ONEDNN_DEPTHWISE_GRADIENT_OF_VOLUME = 2_500
 _ONEDNN_DEPTHWISE_GRADIENT_OF_SLICES = 12_000
 _SLOW_CONV3D = 15_000
 _COPY = 3_000
+_GATHER = 300  # copies of single taps of a kernel
 _ONEDNN_START = 40  # microseconds
 _LANES = 16
 
@@ -59,14 +60,19 @@ def worthwhile(volume: Tensor, kernel: Tensor, stride=(1, 1, 1), convolutions: i
     return work > convolutions * _ONEDNN_START * _SLOW_CONV3D and usable(volume)
 
 
-def better_mirrored(grad_output: Tensor, kernel: Tensor, convolutions: int) -> bool:
+def better_mirrored(grad_output: Tensor, kernel: Tensor, input: Tensor, convolutions: int) -> bool:
     """Whether the input's gradient is better computed as ``convolutions`` with parts of the mirrored kernel.
 
     oneDNN's forward convolution is faster than its gradient, and far so for depthwise layers. And
-    PyTorch's own gradient sums up taps in float16, its forward convolution does not.
+    PyTorch's own gradient sums up taps in float16, its forward convolution does not. At a stride, taking the
+    kernel apart must cost less than writing, and adding up, a gradient of the ``input``'s size.
     """
-    halves = grad_output.dtype == torch.float16 and grad_output.device.type == "cpu"
-    return halves or worthwhile(grad_output, kernel, convolutions=convolutions)
+    if grad_output.dtype == torch.float16 and grad_output.device.type == "cpu":
+        return True
+    if not worthwhile(grad_output, kernel, convolutions=convolutions):
+        return False
+    apart = convolutions * _ONEDNN_START + kernel.numel() * kernel.element_size() / _GATHER
+    return convolutions == 1 or apart < 3 * input.numel() * input.element_size() / _COPY
 
 
 def conv3d(

@@ -78,7 +78,7 @@ def gradients(
         grad = piece.of_output(grad_output, 1)
         kernel = like.new_empty(shape) if weight is None else piece.of_output(weight, 0)
         data = piece.of_input(_empty(grad_output, size, format) if input is None else input, groups)
-        mirrored = weight is not None and onednn.better_mirrored(grad, kernel, len(piece.mirrored))
+        mirrored = weight is not None and onednn.better_mirrored(grad, kernel, data, len(piece.mirrored))
         mask = weight is not None and not mirrored, input is not None, False
         backward = _on_slices if any(mask) and onednn.by_slices(piece, geometry, data, grad, kernel) else _on_volume
         if backward is _on_volume:
