@@ -66,9 +66,12 @@ def gradients(
     pieces = pieces_of(geometry, grad_output.shape[1])
     (channels, like) = (input.shape[1], input) if weight is None else (weight.shape[1] * groups, weight)
     size = grad_output.shape[0], channels, *geometry.input_size
-    # Pieces that reach all channels and positions are added up as they come; others are added to a part of the sum.
-    whole = geometry.stride == (1, 1, 1) and all(piece.groups == groups and not piece.fit.outside for piece in pieces)
+    # Pieces that reach all channels are added up as they come; others are added to a part of the sum.
+    whole = all(piece.groups == groups and not piece.fit.outside for piece in pieces)
     total = None if whole or weight is None else _empty(grad_output, size, format).zero_()
+    # Positions that are apart are added at the memory's speed where their channels lie together.
+    apart = whole and geometry.stride != (1, 1, 1)
+    sum_format = torch.channels_last_3d if apart else format
     for_kernels = []
     for piece in pieces:
         shape = piece.channels, channels // groups, *geometry.kernel_size
@@ -88,7 +91,9 @@ def gradients(
             for_kernels.append(for_kernel.contiguous())
         del data, for_kernel
         if mirrored:
-            total = _add_mirrored(total, piece, geometry, grad.contiguous(memory_format=format), weight)
+            if apart and total is None:
+                total = _empty(grad, size, sum_format).zero_()
+            total = _add_mirrored(total, piece, geometry, grad.contiguous(memory_format=sum_format), weight)
         elif part is not None:
             if total is None:
                 total = part
@@ -102,7 +107,7 @@ def gradients(
 def _add_mirrored(total: Tensor | None, piece: Piece, geometry: Geometry, grad: Tensor, weight: Tensor) -> Tensor:
     """``total`` and the piece's part of the input's gradient, by convolutions with the mirrored kernel.
 
-    Without a ``total`` the part is the result; the piece then reaches all channels and positions.
+    At stride 1 the part is the result if there is no ``total``; the piece then reaches all channels.
     """
     for one in piece.mirrored:
         kernel = _transposed(piece.kernel(weight)[(..., *one.taps)], piece.groups)
