@@ -106,7 +106,7 @@ def fuse(model: nn.Module, example=None) -> nn.Module:
         TypeError, ValueError: ``model`` is no module, is in training mode, has no layer of this
             library, or does not run on ``example``.
 
-    >>> block = nn.Sequential(ACSConv(1, 6, 3), nn.BatchNorm3d(6), nn.ReLU()).eval()
+    >>> block = torch.nn.Sequential(ACSConv(1, 6, 3), torch.nn.BatchNorm3d(6), torch.nn.ReLU()).eval()
     >>> fused = fuse(block)
     >>> print(fused[0].extra_repr())
     1, 6, kernel_size=(3, 3, 3), stride=(1, 1, 1), acs_kernel_split=(2, 2, 2), norm=1, activation=relu
