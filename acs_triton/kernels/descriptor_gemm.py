@@ -29,7 +29,7 @@ from ..geometry import Geometry
 from ..layout import memory_format
 from ..merging import merge
 from ..tables import keep
-from . import autotune, descriptor_tables, device, gather_gemm, gather_tables
+from . import autotune, descriptor_tables, device, gather_gemm
 from .channels_last import channels_last, is_channels_last, unit
 from .epilogue import activated
 
@@ -171,44 +171,35 @@ class Plan:
     packed_steps: int = 0
 
 
-def _table(values, where: torch.device, dtype: torch.dtype = torch.int32) -> Tensor:
-    return torch.tensor(values, dtype=dtype).to(where)
-
-
-def _plan(tables: descriptor_tables.Tables, vector: int, where: torch.device, places: list[int], **fields) -> Plan:
+def _plan(tables: descriptor_tables.Tables, vector: int, where: torch.device, packing: dict) -> Plan:
     columns = [
         tables.jobs[job + field] for job in range(0, len(tables.jobs), descriptor_tables.JOB_FIELDS) for field in (3, 4)
     ]
     return Plan(
         order=tables.order,
-        jobs=_table(tables.jobs, where),
-        segments=_table(tables.segments, where),
+        jobs=gather_gemm.table(tables.jobs, where),
+        segments=gather_gemm.table(tables.segments, where),
         job_count=tables.job_count,
         boxes=tables.boxes,
         aligned=not any(column % vector for column in columns),
-        places=_table(places, where, torch.int64),
-        **fields,
+        **packing,
     )
 
 
 @keep(maxsize=512)
 def _forward_plan(geometry, in_channels, out_channels, tile, vector, where) -> Plan:
-    tables = descriptor_tables.forward(geometry, in_channels, out_channels, tile)
-    places, rows = gather_tables.packed_rows(geometry, out_channels, tile.bo, tile.merged)
-    blocks = -(-in_channels // geometry.groups // tile.bk)
-    return _plan(tables, vector, where, places, packed_rows=rows, blocks=blocks)
+    shape = in_channels, out_channels
+    tables = descriptor_tables.forward(geometry, *shape, tile)
+    return _plan(tables, vector, where, gather_gemm.forward_packing(geometry, *shape, tile.bo, tile, where))
 
 
 @keep(maxsize=512)
 def _input_grad_plan(geometry, in_channels, out_channels, tile, vector, where) -> Plan:
-    tables = descriptor_tables.input_grad(geometry, in_channels, out_channels, tile, vector)
-    places, blocks = gather_tables.packed_channels(geometry, out_channels, tile.bk, vector, tile.merged)
-    rows = -(-in_channels // geometry.groups // tile.bo) * tile.bo
-    taps = len(geometry.merged.positions) if tile.merged else math.prod(geometry.kernel_size)
-    steps_of = gather_tables.steps_of(places, blocks, tile.bk, taps, tables.packed_steps)
-    packing = {"steps_of": _table(steps_of, where, torch.int64), "packed_steps": 1 + max(map(max, steps_of))}
-    places = [place % tile.bk for place in places]
-    return _plan(tables, vector, where, places, packed_rows=rows, blocks=blocks, **packing)
+    shape = in_channels, out_channels
+    tables = descriptor_tables.input_grad(geometry, *shape, tile, vector)
+    steps = tables.packed_steps
+    packing = gather_gemm.input_grad_packing(geometry, *shape, tile.bo, tile, vector, steps, where)
+    return _plan(tables, vector, where, packing)
 
 
 @lru_cache(maxsize=4096)

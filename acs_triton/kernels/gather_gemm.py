@@ -201,46 +201,61 @@ class Plan:
     packed_steps: int = 0
 
 
-def _table(values, where: torch.device, dtype: torch.dtype = torch.int32) -> Tensor:
+def table(values, where: torch.device, dtype: torch.dtype = torch.int32) -> Tensor:
     return torch.tensor(values, dtype=dtype).to(where)
 
 
-def _plan(tables: gather_tables.Tables, vector: int, where: torch.device, places: list[int], **fields) -> Plan:
+def forward_packing(geometry, in_channels, out_channels, columns: int, tile, where: torch.device) -> dict:
+    """How a plan's weights are packed for tiles of ``columns`` output channels: the fields of :class:`Plan`."""
+    places, rows = gather_tables.packed_rows(geometry, out_channels, columns, tile.merged)
+    blocks = -(-in_channels // geometry.groups // tile.bk)
+    return {"places": table(places, where, torch.int64), "packed_rows": rows, "blocks": blocks}
+
+
+def input_grad_packing(
+    geometry, in_channels, out_channels, columns: int, tile, vector: int, steps, where: torch.device
+) -> dict:
+    """As :func:`forward_packing`, for tiles of ``columns`` input channels that make the table's packed ``steps``."""
+    places, blocks = gather_tables.packed_channels(geometry, out_channels, tile.bk, vector, tile.merged)
+    taps = len(geometry.merged.positions) if tile.merged else math.prod(geometry.kernel_size)
+    steps_of = gather_tables.steps_of(places, blocks, tile.bk, taps, steps)
+    return {
+        "places": table([place % tile.bk for place in places], where, torch.int64),
+        "packed_rows": -(-in_channels // geometry.groups // columns) * columns,
+        "blocks": blocks,
+        "steps_of": table(steps_of, where, torch.int64),
+        "packed_steps": 1 + max(map(max, steps_of)),
+    }
+
+
+def _plan(tables: gather_tables.Tables, vector: int, where: torch.device, packing: dict) -> Plan:
     columns = [
         tables.jobs[job + field] for job in range(0, len(tables.jobs), gather_tables.JOB_FIELDS) for field in (8, 9)
     ]
     return Plan(
-        jobs=_table(tables.jobs, where),
-        axes=_table(tables.axes, where),
-        steps=_table(tables.steps, where, torch.int64),
+        jobs=table(tables.jobs, where),
+        axes=table(tables.axes, where),
+        steps=table(tables.steps, where, torch.int64),
         job_count=tables.job_count,
         rows=tables.rows,
         aligned=not any(column % vector for column in columns),
-        places=_table(places, where, torch.int64),
-        **fields,
+        **packing,
     )
 
 
 @keep(maxsize=512)
 def _forward_plan(geometry, in_channels, out_channels, tile, x_strides, vector, where) -> Plan:
-    shape = in_channels, out_channels, tile.bn, tile.bk
-    tables = gather_tables.forward(geometry, *shape, x_strides, vector, tile.merged)
-    places, rows = gather_tables.packed_rows(geometry, out_channels, tile.bn, tile.merged)
-    blocks = -(-in_channels // geometry.groups // tile.bk)
-    return _plan(tables, vector, where, places, packed_rows=rows, blocks=blocks)
+    shape = in_channels, out_channels, tile.bn
+    tables = gather_tables.forward(geometry, *shape, tile.bk, x_strides, vector, tile.merged)
+    return _plan(tables, vector, where, forward_packing(geometry, *shape, tile, where))
 
 
 @keep(maxsize=512)
 def _input_grad_plan(geometry, in_channels, out_channels, tile, grad_strides, vector, where) -> Plan:
-    shape = in_channels, out_channels, tile.bn, tile.bk
-    tables = gather_tables.input_grad(geometry, *shape, grad_strides, vector, tile.merged)
-    places, blocks = gather_tables.packed_channels(geometry, out_channels, tile.bk, vector, tile.merged)
-    rows = -(-in_channels // geometry.groups // tile.bn) * tile.bn
-    taps = len(geometry.merged.positions) if tile.merged else math.prod(geometry.kernel_size)
-    steps_of = gather_tables.steps_of(places, blocks, tile.bk, taps, tables.packed_steps)
-    packing = {"steps_of": _table(steps_of, where, torch.int64), "packed_steps": 1 + max(map(max, steps_of))}
-    places = [place % tile.bk for place in places]
-    return _plan(tables, vector, where, places, packed_rows=rows, blocks=blocks, **packing)
+    shape = in_channels, out_channels, tile.bn
+    tables = gather_tables.input_grad(geometry, *shape, tile.bk, grad_strides, vector, tile.merged)
+    packing = input_grad_packing(geometry, *shape, tile, vector, tables.packed_steps, where)
+    return _plan(tables, vector, where, packing)
 
 
 def _pack_forward(weight: Tensor, plan: Plan, bk: int) -> Tensor:
