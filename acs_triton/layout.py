@@ -26,3 +26,21 @@ def memory_format(tensor: torch.Tensor) -> torch.memory_format:
 def one_channel_last(tensor: torch.Tensor) -> torch.Tensor:
     """A view of ``(N, 1, D, H, W)`` whose strides count as channels-last."""
     return tensor.squeeze(1).unsqueeze(-1).movedim(-1, 1)
+
+
+def converted(tensor: torch.Tensor, format: torch.memory_format) -> torch.Tensor:
+    """``tensor.contiguous(memory_format=format)`` of ``(N, C, D, H, W)``, several times faster on CPUs.
+
+    Between the two formats lies the transposition of a matrix for each sample, which PyTorch copies by
+    blocks; what it is given as five axes, it copies by single values.
+    """
+    last = format == torch.channels_last_3d
+    other = torch.contiguous_format if last else torch.channels_last_3d
+    if tensor.is_contiguous(memory_format=format) or not tensor.is_contiguous(memory_format=other):
+        return tensor.contiguous(memory_format=format)
+    result = torch.empty_like(tensor, memory_format=format)
+    for target, source in zip(result, tensor, strict=True):
+        rows, planes = (target, source) if last else (source, target)
+        rows, planes = rows.permute(1, 2, 3, 0).flatten(0, 2), planes.flatten(1)
+        (rows if last else planes).copy_((planes if last else rows).t())
+    return result

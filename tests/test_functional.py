@@ -6,6 +6,7 @@ from hypothesis import assume, given
 
 import acs_triton.functional as ours
 import reference
+from acs_triton.backends import onednn
 from tests.strategies import acs_arguments
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
@@ -106,6 +107,22 @@ def test_volumes_no_larger_than_the_kernel(dtype, k, groups):
             operands = x, randn(16, 16 // groups, k, k).to(dtype), randn(16).to(dtype)
             options = {"stride": stride, "padding": k // 2, "groups": groups}
             assert_same(lambda m, x, w, b, options=options: m.acs_conv3d(x, w, b, **options), operands)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("by_slices", [True, False])
+@pytest.mark.parametrize("options", [{"padding": 1}, {"padding": (0, 2, 3)}, {"padding": 2, "dilation": 2}, {}])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_weight_gradient_with_operands_exchanged(monkeypatch, dtype, by_slices, options, groups):
+    exchanges, choose = [], onednn.better_exchanged
+    monkeypatch.setattr(onednn, "by_slices", lambda *_: by_slices)
+    monkeypatch.setattr(onednn, "_takes_onednn", lambda *_: True)  # it does with two threads
+    monkeypatch.setattr(onednn, "better_exchanged", lambda *args: exchanges.append(choose(*args)) or exchanges[-1])
+    # One axis is as long as the dilated kernel.
+    x = randn(2, 16 * groups, 20, 5, 24).to(dtype).contiguous(memory_format=torch.channels_last_3d)
+    operands = x, randn(18 * groups, 16, 3, 3).to(dtype), randn(18 * groups).to(dtype)
+    assert_same(lambda m, x, w, b: m.acs_conv3d(x, w, b, groups=groups, **options), operands)
+    assert any(exchanges)
 
 
 @pytest.mark.parametrize("padding", [0, 1, 2, 5])

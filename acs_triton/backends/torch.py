@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..activations import activate_
 from ..geometry import Geometry
-from ..layout import memory_format
+from ..layout import converted, memory_format
 from . import mixed, onednn
 from .pieces import Piece, cut, pieces_of
 
@@ -66,6 +66,11 @@ def gradients(
     pieces = pieces_of(geometry, grad_output.shape[1])
     (channels, like) = (input.shape[1], input) if weight is None else (weight.shape[1] * groups, weight)
     size = grad_output.shape[0], channels, *geometry.input_size
+    wanted = weight is not None, input is not None
+    if format == torch.contiguous_format and onednn.better_channels_last(pieces, geometry, grad_output, size, *wanted):
+        last = [None if one is None else converted(one, torch.channels_last_3d) for one in (grad_output, input)]
+        for_input, for_weight = gradients(*last, weight, geometry)
+        return None if for_input is None else converted(for_input, format), for_weight
     # Pieces that reach all channels are added up as they come; others are added to a part of the sum.
     whole = all(piece.groups == groups and not piece.fit.outside for piece in pieces)
     total = None if whole or weight is None else _empty(grad_output, size, format).zero_()
@@ -83,7 +88,8 @@ def gradients(
         data = piece.of_input(_empty(grad_output, size, format) if input is None else input, groups)
         mirrored = weight is not None and onednn.better_mirrored(grad, kernel, data, len(piece.mirrored))
         mask = weight is not None and not mirrored, input is not None, False
-        backward = _on_slices if any(mask) and onednn.by_slices(piece, geometry, data, grad, kernel) else _on_volume
+        sliced = any(mask) and onednn.by_slices(piece, geometry, data, grad, kernel, not mask[0])
+        backward = _on_slices if sliced else _on_volume
         if backward is _on_volume:
             grad = grad.contiguous(memory_format=format)  # once for both derivatives
         part, for_kernel = backward(piece, geometry, grad, data, kernel, mask) if any(mask) else (None, None)
@@ -154,15 +160,21 @@ def _transposed(kernel: Tensor, groups: int) -> Tensor:
     """Kernel of the mirrored convolution: channels in and out exchanged in each group, taps reversed."""
     out_channels, in_channels = kernel.shape[:2]
     kernel = kernel.unflatten(0, (groups, out_channels // groups)).transpose(1, 2)
-    return kernel.reshape(groups * in_channels, out_channels // groups, *kernel.shape[3:]).flip(2, 3, 4)
+    kernel = kernel.reshape(groups * in_channels, out_channels // groups, *kernel.shape[3:])
+    return kernel.flip(tuple(range(2, kernel.dim())))
 
 
 def _backward(grad, input, kernel, stride, padding, dilation, groups: int, mask):
     """``(input's, weight's, bias's)`` gradients of a convolution of any dimension, where ``mask`` asks for them."""
     zeros = (0,) * len(stride)
-    return torch.ops.aten.convolution_backward(
+    exchanged = not mask[0] and onednn.better_exchanged(grad, input, kernel, stride, padding, dilation, groups)
+    if exchanged:
+        grad, input, kernel = input, grad, _transposed(kernel, groups)
+        padding = onednn.exchanged_padding(kernel, padding, dilation)
+    for_input, for_kernel, for_bias = torch.ops.aten.convolution_backward(
         grad, input, kernel, None, stride, padding, dilation, False, zeros, groups, mask
     )
+    return for_input, _transposed(for_kernel, groups) if exchanged else for_kernel, for_bias
 
 
 def _empty(like: Tensor, size, memory_format: torch.memory_format) -> Tensor:
