@@ -25,7 +25,7 @@ from . import ops
 from .activations import activate
 from .frozen import FrozenParameter
 from .geometry import ConvParams
-from .layout import memory_format, one_channel_last
+from .layout import channels_last, memory_format
 
 _NONE = (None,)
 
@@ -68,16 +68,16 @@ class ACSConvFunction(_Primitive):
     def forward(ctx, keyset, input, weight, bias, *params):
         output = ACSConvFunction.below(ctx, keyset, input, weight, bias, *params)
         ctx.params, ctx.input_size, ctx.output_shape = params, input.shape[2:], output.shape
-        # A gradient of one channel may have lost the format of the network around it.
-        ctx.one_channel_last = output.shape[1] == 1 and memory_format(input) == torch.channels_last_3d
+        ctx.last = memory_format(input) == torch.channels_last_3d
         return output
 
     @staticmethod
     def backward(ctx, grad):
         input, weight = ctx.saved_tensors
         _, *needs = ctx.needs_input_grad
-        if ctx.one_channel_last:
-            grad = one_channel_last(grad)
+        if ctx.last and grad.is_contiguous():
+            # A loss in plain memory, or of one channel, must not set the format of all gradients before it.
+            grad = channels_last(grad)
         if needs[0] and needs[1] and not _differentiated():
             gradients = ops.run_gradients if _unwatched(grad, input, weight) else ops.gradients
             for_input, for_weight = gradients(grad, input, weight, *ctx.params)

@@ -28,6 +28,13 @@ def one_channel_last(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.squeeze(1).unsqueeze(-1).movedim(-1, 1)
 
 
+def channels_last(tensor: torch.Tensor) -> torch.Tensor:
+    """``(N, C, D, H, W)`` so that it counts as channels-last, and with it what a network makes of it."""
+    if tensor.shape[1] == 1:
+        return one_channel_last(tensor)
+    return tensor.contiguous(memory_format=torch.channels_last_3d)
+
+
 def converted(tensor: torch.Tensor, format: torch.memory_format) -> torch.Tensor:
     """``tensor.contiguous(memory_format=format)`` of ``(N, C, D, H, W)``, several times faster on CPUs.
 

@@ -124,12 +124,22 @@ class Copies(TorchDispatchMode):
 
 @pytest.mark.parametrize("of_input", VIEWS)
 def test_the_layer_itself_copies_nothing(of_input):
-    """Whatever the strides, tensors reach the operators, forward and backward, as they are."""
+    """Whatever the strides, tensors reach the operators, forward and backward, as they are.
+
+    But for a gradient in plain memory of a channels-last result: the gradients before it would all be plain.
+    """
     x = VIEWS[of_input](randn(2, 6, 7, 8, 9)).detach().requires_grad_()
     layer = ACSConv(x.shape[1], 4, 3, padding=1, dtype=torch.float64).to(memory_format=torch.channels_last)
+    leaves = x, *layer.parameters()
+    y = layer(x)
     with Copies() as copies:
-        torch.autograd.grad(layer(x).mean(), (x, *layer.parameters()))
+        layer(x)
+        torch.autograd.grad(y, leaves, torch.ones_like(y), retain_graph=True)
     assert not copies.seen
+    with Copies() as copies:
+        (for_x, *_) = torch.autograd.grad(y, leaves, torch.ones(y.shape, dtype=y.dtype))
+    assert memory_format(for_x) == memory_format(x)
+    assert copies.seen == ({"clone": 1} if memory_format(x) == torch.channels_last_3d else {})
 
 
 def copied(step):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..layout import channels_last
 from ..operators import ACSConv
 
 
@@ -49,7 +50,7 @@ class ACSUNet(nn.Module):
         self.final = ACSConv(32, num_classes, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        half = self.enc1(x)
+        half = self.enc1(channels_last(x))
         x = F.interpolate(self.enc2(half), size=half.shape[2:], mode="trilinear")
         x = self.dec1(torch.cat([half, x], 1))
-        return self.final(F.interpolate(x, scale_factor=2, mode="trilinear"))
+        return self.final(F.interpolate(x, scale_factor=2, mode="trilinear")).contiguous()

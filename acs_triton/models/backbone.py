@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..layout import channels_last
 from ..operators import ACSConv
 
 
@@ -120,10 +121,10 @@ class FCN(nn.Module):
         self.classifier = FCNHead(widths[1], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, middle, full = self.backbone(x)
+        x, middle, full = self.backbone(channels_last(x))
         for skip, joint in ((middle, self.conv1), (full, self.conv2)):
             x = joint(torch.cat([skip, F.interpolate(x, size=skip.shape[2:], mode="trilinear")], 1))
-        return self.classifier(x)
+        return self.classifier(x).contiguous()
 
 
 class Classifier(nn.Module):
@@ -138,4 +139,4 @@ class Classifier(nn.Module):
         self.fc = nn.Linear(backbone.channels[0], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.backbone(x)[0].mean((2, 3, 4)))
+        return self.fc(self.backbone(channels_last(x))[0].mean((2, 3, 4)))

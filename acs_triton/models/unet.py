@@ -155,7 +155,7 @@ class LiftedUNet(nn.Module):
             steps.append(x)
         if not self.training or len(self.heads) == 1:
             return self.heads[0](x)
-        return [head(step) for head, step in zip(self.heads, reversed(steps), strict=False)]
+        return [head(step) for head, step in zip(self.heads, steps[: -len(self.heads) - 1 : -1], strict=True)]
 
 
 def _named(name: str, pretrained: bool) -> nn.Module:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import acs_triton.models
 from acs_triton import convert
 from acs_triton.lifting.separable import avg_pool3d, resize_nearest
 
@@ -94,3 +95,16 @@ def test_nearest_resampling_is_pytorchs(mode, target):
     x = torch.randn(2, 4, 7, 8, 9, dtype=torch.float64)
     expected = F.interpolate(x, mode=mode, **target)
     assert torch.equal(resize_nearest(x, mode, **target), expected)
+
+
+@pytest.mark.parametrize(("name", "channels"), [("ACSUNet", 1), ("FCNResNet", 3), ("FCNVGG", 3)])
+def test_acsconvs_networks_run_channels_last_inside(name, channels):
+    """Volumes come and go in plain memory, with few channels; between, nothing changes."""
+    network = getattr(acs_triton.models, name)(**({"pretrained": False} if channels == 3 else {}), num_classes=2)
+    x = torch.randn(1, channels, 16, 16, 16, requires_grad=True)
+    with Changes() as changes:
+        y = network(x)
+        y.square().sum().backward()
+    assert y.is_contiguous()
+    assert x.grad.is_contiguous()
+    assert sum(changes.seen.values()) <= (2 if channels == 1 else 4)  # of volume, result, and their gradients
