@@ -13,6 +13,7 @@ from .frozen import derived
 _DEVICES = frozenset(
     filter(torch.amp.is_autocast_available, ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "maia", "xla"))
 )
+_NOTHING = nullcontext()
 
 
 def _enabled(tensor: Tensor) -> bool:
@@ -22,7 +23,7 @@ def _enabled(tensor: Tensor) -> bool:
 
 def cast(input, *operands) -> tuple:
     """The tensors in the dtype that autocast asks for, as ``conv3d`` would take them; float64 stays."""
-    if not (isinstance(input, Tensor) and _enabled(input)):
+    if not torch._C._is_any_autocast_enabled() or not (isinstance(input, Tensor) and _enabled(input)):
         return input, *operands
     dtype = torch.get_autocast_dtype(input.device.type)
     return tuple(
@@ -35,4 +36,6 @@ def cast(input, *operands) -> tuple:
 
 def off(tensor: Tensor) -> AbstractContextManager:
     """No autocast on the tensor's device, at no cost where there is none."""
-    return torch.autocast(tensor.device.type, enabled=False) if _enabled(tensor) else nullcontext()
+    if not torch._C._is_any_autocast_enabled() or not _enabled(tensor):
+        return _NOTHING
+    return torch.autocast(tensor.device.type, enabled=False)

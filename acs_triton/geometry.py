@@ -224,7 +224,7 @@ class ConvParams:
     @classmethod
     def from_args(cls, args) -> ConvParams:
         """The inverse of :meth:`args`; lists, as the dispatcher passes them, become tuples."""
-        return cls(*(tuple(arg) if isinstance(arg, list) else arg for arg in args))
+        return _params_of(tuple([tuple(arg) if type(arg) is list else arg for arg in args]))
 
     @property
     def carried(self) -> tuple[Triple, Triple]:
@@ -351,6 +351,11 @@ class ConvParams:
     def geometry(self, input_size) -> Geometry:
         """Resolve for one input size (ints). Cached: equal arguments give the same object."""
         return _resolve(self, tuple(input_size))
+
+
+@lru_cache(maxsize=4096)
+def _params_of(args: tuple) -> ConvParams:
+    return ConvParams(*args)
 
 
 @lru_cache(maxsize=4096)

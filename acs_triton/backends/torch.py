@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -12,18 +14,24 @@ from . import mixed, onednn
 from .pieces import Piece, cut, pieces_of
 
 
+_SMALL = 1 << 16
+"""Elements of a result whose parts may be held beside it, for one call less for each."""
+
+
 def conv(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Forward: ``(N, C, D, H, W)`` and ``(O, C/groups, ku, kv)`` to ``(N, O, *geometry.output_size)``."""
     if geometry.mixed:
         return mixed.conv(conv, mixed.fewest_taps(geometry, weight.shape[0]), input, weight, bias, geometry)
     format, pieces = memory_format(input), pieces_of(geometry, weight.shape[0])
     biases = (None,) * len(pieces) if bias is None else cut(bias, pieces)
+    kernels = cut(weight, pieces)
     shape = input.shape[0], weight.shape[0], *geometry.output_size
+    if not any(piece.fit.outside for piece in pieces) and (len(pieces) == 1 or prod(shape) <= _SMALL):
+        parts = [_piece_conv(piece, geometry, input, *of) for piece, *of in zip(pieces, kernels, biases, strict=True)]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).contiguous(memory_format=format)
     # Written part by part, so that one part at a time is held beside the result.
-    result = None if len(pieces) == 1 and not pieces[0].fit.outside else _empty(input, shape, format)
-    for piece, kernel, piece_bias in zip(pieces, cut(weight, pieces), biases, strict=True):
-        if result is None:
-            return _piece_conv(piece, geometry, input, kernel, piece_bias).contiguous(memory_format=format)
+    result = _empty(input, shape, format)
+    for piece, kernel, piece_bias in zip(pieces, kernels, biases, strict=True):
         piece.of_output(result, 1).copy_(_piece_conv(piece, geometry, input, kernel, piece_bias))
     return result
 
