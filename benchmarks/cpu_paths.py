@@ -1,8 +1,7 @@
 """``python -m benchmarks.cpu_paths``: what it costs to follow the cost model of the CPU's convolutions.
 
-For every layer of a sweep both gradients are timed with each form of their convolutions, volume
-and slices, and as ``acs_triton.backends.onednn.by_slices`` chooses, piece by piece. Printed are
-the choice's time and its time over the better of the two.
+For every layer of a sweep both gradients are timed in each form, and as ``acs_triton.backends.cpu_cost`` chooses,
+piece by piece. Printed are the choice's time and its time over that of the best form.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from statistics import geometric_mean
 import torch
 
 from acs_triton.arguments import conv_params
-from acs_triton.backends import onednn
+from acs_triton.backends import cpu_cost
 from acs_triton.backends import torch as torch_backend
 
 from .layers import LAYOUTS
@@ -28,15 +27,26 @@ STEMS = ((3, 3, 2, 64, 1), (3, 7, 2, 48, 1), (3, 7, 2, 64, 1))
 MOST_VOXELS = 4_000_000  # input channels times voxels times batch
 
 
+FORMS = {
+    "volume": {"by_slices": lambda *_: False, "converted": lambda *_: False},
+    "slices": {"by_slices": lambda piece, *_: piece.slices.count > 0, "converted": lambda *_: False},
+    "not exchanged": {"exchanged": lambda *_: False},
+    "converted": {"converted": lambda *_: True},
+}
+"""What replaces the choices of ``cpu_cost``; the others stay."""
+
+
 @contextmanager
-def always(slices: bool):
+def forced(form: str):
     """Gradients in this block take one form wherever it is possible."""
-    chosen = onednn.by_slices
-    onednn.by_slices = lambda piece, *_: slices and piece.slices.count > 0
+    chosen = {name: getattr(cpu_cost, name) for name in FORMS[form]}
+    for name, choice in FORMS[form].items():
+        setattr(cpu_cost, name, choice)
     try:
         yield
     finally:
-        onednn.by_slices = chosen
+        for name, choice in chosen.items():
+            setattr(cpu_cost, name, choice)
 
 
 def measure(
@@ -54,14 +64,16 @@ def measure(
     def step():
         torch_backend.gradients(grad, x, needed, geometry)
 
-    def forced(slices):
+    def of(form):
         def run():
-            with always(slices):
+            with forced(form):
                 step()
 
         return run
 
-    return alternate({"chosen": step, "volume": forced(False), "slices": forced(True)}, rounds)
+    # Of channels-last memory there is nothing to convert.
+    forms = [form for form in FORMS if form != "converted" or layout == torch.contiguous_format]
+    return alternate({"chosen": step} | {form: of(form) for form in forms}, rounds)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -76,8 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if batch * channels * size**3 > MOST_VOXELS:
             continue
         times = measure(channels, kernel, stride, size, batch, depthwise, layout, options.rounds)
-        best = min(times["volume"], times["slices"])
-        losses.append(times["chosen"] / best)
+        losses.append(times["chosen"] / min(times.values()))
         text = ", ".join(f"{form} {seconds * 1e3:.2f} ms" for form, seconds in times.items())
         kind = "depthwise" if depthwise else "standard"
         print(f"{channels} {kind} k{kernel} s{stride} {size}^3 b{batch} {name}: {text}, chosen/best {losses[-1]:.2f}")

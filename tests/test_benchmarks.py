@@ -58,10 +58,10 @@ def test_a_network_with_both_operators():
 
 
 def test_forced_paths_and_the_chosen_one_give_one_result():
-    for slices in (False, True):
-        with cpu_paths.always(slices):
-            times = cpu_paths.measure(8, 3, 1, 6, 1, True, torch.channels_last_3d, rounds=1)
-        assert set(times) == {"chosen", "volume", "slices"}
+    for form in cpu_paths.FORMS:
+        with cpu_paths.forced(form):
+            times = cpu_paths.measure(8, 3, 1, 6, 1, True, torch.contiguous_format, rounds=1)
+        assert set(times) == {"chosen", *cpu_paths.FORMS}
 
 
 def test_overhead_counts_what_a_call_costs():

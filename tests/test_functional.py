@@ -6,7 +6,7 @@ from hypothesis import assume, given
 
 import acs_triton.functional as ours
 import reference
-from acs_triton.backends import onednn
+from acs_triton.backends import cpu_cost
 from tests.strategies import acs_arguments
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
@@ -114,10 +114,10 @@ def test_volumes_no_larger_than_the_kernel(dtype, k, groups):
 @pytest.mark.parametrize("options", [{"padding": 1}, {"padding": (0, 2, 1)}, {"padding": 2, "dilation": 2}, {}])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_weight_gradient_with_operands_exchanged(monkeypatch, dtype, by_slices, options, groups):
-    exchanges, choose = [], onednn.better_exchanged
-    monkeypatch.setattr(onednn, "by_slices", lambda *_: by_slices)
-    monkeypatch.setattr(onednn, "_takes_onednn", lambda *_: True)  # it does with two threads
-    monkeypatch.setattr(onednn, "better_exchanged", lambda *args: exchanges.append(choose(*args)) or exchanges[-1])
+    exchanges, choose = [], cpu_cost.exchanged
+    monkeypatch.setattr(cpu_cost, "by_slices", lambda *_: by_slices)
+    monkeypatch.setattr(cpu_cost, "_takes_onednn", lambda *_: True)  # it does with two threads
+    monkeypatch.setattr(cpu_cost, "exchanged", lambda *args: exchanges.append(choose(*args)) or exchanges[-1])
     # One axis is as long as the dilated kernel.
     x = randn(2, 16 * groups, 20, 5, 24).to(dtype).contiguous(memory_format=torch.channels_last_3d)
     weight = randn(18 * groups, 16, 3, 3).to(dtype).requires_grad_()

@@ -10,12 +10,14 @@ from torch import Tensor
 from ..activations import activate_
 from ..geometry import Geometry
 from ..layout import converted, memory_format
-from . import mixed, onednn
+from . import cpu_cost, mixed, onednn
 from .pieces import Piece, cut, pieces_of
-
 
 _SMALL = 1 << 16
 """Elements of a result whose parts may be held beside it, for one call less for each."""
+
+_PART = 1 << 19
+"""Bytes of the input's planes at least, whose gradients are computed at a time."""
 
 
 def conv(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -70,89 +72,100 @@ def gradients(
     if geometry.mixed:
         planes = mixed.fewest_taps(geometry, grad_output.shape[1])
         return mixed.gradients(gradients, planes, grad_output, input, weight, geometry)
+    if grad_output.dtype == torch.float16 and grad_output.device.type == "cpu":
+        # PyTorch's own gradients sum up taps in float16.
+        wide = [None if one is None else one.float() for one in (grad_output, input, weight)]
+        return tuple(None if one is None else one.half() for one in _gradients(*wide, geometry))
+    return _gradients(grad_output, input, weight, geometry)
+
+
+def _gradients(grad_output: Tensor, input: Tensor | None, weight: Tensor | None, geometry: Geometry):
+    """:func:`gradients` of views that are not mixed."""
     format, groups = memory_format(grad_output), geometry.groups
     pieces = pieces_of(geometry, grad_output.shape[1])
-    (channels, like) = (input.shape[1], input) if weight is None else (weight.shape[1] * groups, weight)
-    size = grad_output.shape[0], channels, *geometry.input_size
     wanted = weight is not None, input is not None
-    if format == torch.contiguous_format and onednn.better_channels_last(pieces, geometry, grad_output, size, *wanted):
+    channels = weight.shape[1] * groups if wanted[0] else input.shape[1]
+    size = grad_output.shape[0], channels, *geometry.input_size
+    # Of an operand whose partner's gradient is not asked for, the shape counts alone.
+    data = input if wanted[1] else _empty(grad_output, size, format)
+    shape = grad_output.shape[1], channels // groups, *geometry.kernel_size
+    kernels = weight if wanted[0] else grad_output.new_empty(shape)
+    if format == torch.contiguous_format and cpu_cost.converted(pieces, geometry, data, grad_output, kernels, wanted):
         last = [None if one is None else converted(one, torch.channels_last_3d) for one in (grad_output, input)]
-        for_input, for_weight = gradients(*last, weight, geometry)
+        for_input, for_weight = _gradients(*last, weight, geometry)
         return None if for_input is None else converted(for_input, format), for_weight
     # Pieces that reach all channels are added up as they come; others are added to a part of the sum.
     whole = all(piece.groups == groups and not piece.fit.outside for piece in pieces)
-    total = None if whole or weight is None else _empty(grad_output, size, format).zero_()
-    # Positions that are apart are added at the memory's speed where their channels lie together.
-    apart = whole and geometry.stride != (1, 1, 1)
-    sum_format = torch.channels_last_3d if apart else format
+    total = None if whole or not wanted[0] else _empty(grad_output, size, format).zero_()
     for_kernels = []
-    for piece in pieces:
-        shape = piece.channels, channels // groups, *geometry.kernel_size
+    for piece, kernel in zip(pieces, cut(kernels, pieces), strict=True):
         if piece.fit.outside:
-            for_kernels.append(like.new_zeros(shape))
+            for_kernels.append(torch.zeros_like(kernel))
             continue
-        grad = piece.of_output(grad_output, 1)
-        kernel = like.new_empty(shape) if weight is None else piece.of_output(weight, 0)
-        data = piece.of_input(_empty(grad_output, size, format) if input is None else input, groups)
-        mirrored = weight is not None and onednn.better_mirrored(grad, kernel, data, len(piece.mirrored))
-        mask = weight is not None and not mirrored, input is not None, False
-        sliced = any(mask) and onednn.by_slices(piece, geometry, data, grad, kernel, not mask[0])
-        backward = _on_slices if sliced else _on_volume
-        if backward is _on_volume:
+        grad, part = piece.of_output(grad_output, 1), piece.of_input(data, groups)
+        mirrored = wanted[0] and cpu_cost.mirrored(grad, kernel, geometry)
+        mask = wanted[0] and not mirrored, wanted[1], False
+        for_kernel = None
+        if any(mask) and cpu_cost.by_slices(piece, geometry, part, grad, kernel, mask):
+            if mask[0] and total is None:
+                total = _empty(grad, size, format).zero_()
+            for_kernel = _on_slices(piece, geometry, grad, part, kernel, mask, total)
+        elif any(mask):
             grad = grad.contiguous(memory_format=format)  # once for both derivatives
-        part, for_kernel = backward(piece, geometry, grad, data, kernel, mask) if any(mask) else (None, None)
+            for_part, for_kernel = _on_volume(piece, geometry, grad, part, kernel, mask)
+            if total is None:
+                total = for_part
+            elif for_part is not None:
+                piece.of_input(total, groups).add_(for_part)
+            del for_part
+        if mirrored:
+            total = _add_mirrored(total, piece, geometry, grad.contiguous(memory_format=format), kernel)
         if for_kernel is not None:
             for_kernels.append(for_kernel.contiguous())
-        del data, for_kernel
-        if mirrored:
-            if apart and total is None:
-                total = _empty(grad, size, sum_format).zero_()
-            total = _add_mirrored(total, piece, geometry, grad.contiguous(memory_format=sum_format), weight)
-        elif part is not None:
-            if total is None:
-                total = part
-            else:
-                piece.of_input(total, groups).add_(part)
-        del grad, part  # before the next piece's are made
-    for_weight = None if input is None else torch.cat(for_kernels)
-    return None if weight is None else total.contiguous(memory_format=format), for_weight
+        del grad, part, for_kernel  # before the next piece's are made
+    for_weight = torch.cat(for_kernels) if wanted[1] else None
+    return total.contiguous(memory_format=format) if wanted[0] else None, for_weight
 
 
-def _add_mirrored(total: Tensor | None, piece: Piece, geometry: Geometry, grad: Tensor, weight: Tensor) -> Tensor:
-    """``total`` and the piece's part of the input's gradient, by convolutions with the mirrored kernel.
+def _add_mirrored(total: Tensor | None, piece: Piece, geometry: Geometry, grad: Tensor, kernel: Tensor) -> Tensor:
+    """``total`` and the piece's part of the input's gradient, by a convolution with the mirrored kernel.
 
-    At stride 1 the part is the result if there is no ``total``; the piece then reaches all channels.
+    The part is the result if there is no ``total``; the piece then reaches all channels.
     """
-    for one in piece.mirrored:
-        kernel = _transposed(piece.kernel(weight)[(..., *one.taps)], piece.groups)
-        operands = one.fit.apply(grad), kernel, None, (1, 1, 1), one.fit.padding, one.dilation, piece.groups
-        if piece.groups == geometry.groups and geometry.stride == (1, 1, 1):
-            total = onednn.conv3d(*operands, total=total)
-        else:
-            piece.of_input(total, geometry.groups)[(..., *one.positions)].add_(onednn.conv3d(*operands))
+    kernel, fit = _transposed(kernel.unsqueeze(piece.view + 2), piece.groups), piece.mirrored
+    operands = fit.apply(grad), kernel, None, (1, 1, 1), fit.padding, piece.dilation, piece.groups
+    if piece.groups == geometry.groups:
+        return onednn.conv3d(*operands, total=total)
+    piece.of_input(total, geometry.groups).add_(onednn.conv3d(*operands))
     return total
 
 
-# The gradients that ``mask`` asks for, of a piece's input channels and of its kernel, by PyTorch's own
-# backward. Of an operand whose partner's gradient is not asked for, the shape counts alone.
+# The gradients that ``mask`` asks for, of a piece's input channels and of its kernel, by PyTorch's own backward.
 
 
-def _on_slices(piece: Piece, geometry: Geometry, grad: Tensor, input: Tensor, kernel: Tensor, mask):
-    slices = piece.slices
-    fit = slices.weight_fit if mask[1] else slices.fit
-    planes = fit.apply(slices.of_input(input))
-    for_planes, for_kernel, _ = _backward(
-        slices.of_output(grad), planes, kernel, slices.stride, fit.padding, slices.dilation, piece.groups, mask
-    )
-    if for_planes is None:
-        return None, for_kernel
-    for_input = torch.zeros_like(input)
-    planes = slices.planes_of_input(for_input)
-    planes.copy_(fit.undo(for_planes).unflatten(0, planes.shape[:2]))
-    return for_input, for_kernel
+def _on_slices(piece: Piece, geometry: Geometry, grad: Tensor, input: Tensor, kernel: Tensor, mask, total):
+    """The kernel's; the input's is added to ``total``, that of all its channels."""
+    # A part of the planes at a time, for the memory's sake.
+    most = max(_PART, input.numel() * input.element_size() // (4 * sum(mask)))
+    sums = None
+    for slices in piece.slices.parts(input, most):
+        fit = slices.weight_fit if mask[1] else slices.fit
+        planes = fit.apply(slices.of_input(input))
+        for_planes, for_kernel, _ = _backward(
+            slices.of_output(grad), planes, kernel, slices.stride, fit.padding, slices.dilation, piece.groups, mask
+        )
+        del planes
+        if for_planes is not None:
+            planes = slices.planes_of_input(piece.of_input(total, geometry.groups))
+            planes.add_(fit.undo(for_planes).unflatten(0, planes.shape[:2]))
+        if for_kernel is not None:
+            wide = for_kernel.to(torch.promote_types(for_kernel.dtype, torch.float32))
+            sums = wide if sums is None else sums.add_(wide)
+    return None if sums is None else sums.to(input.dtype)
 
 
 def _on_volume(piece: Piece, geometry: Geometry, grad: Tensor, input: Tensor, kernel: Tensor, mask):
+    """The input's and the kernel's."""
     fit, axis = piece.weight_fit if mask[1] else piece.fit, piece.view + 2
     kernel = kernel.unsqueeze(axis)
     for_input, for_kernel, _ = _backward(
@@ -175,10 +188,10 @@ def _transposed(kernel: Tensor, groups: int) -> Tensor:
 def _backward(grad, input, kernel, stride, padding, dilation, groups: int, mask):
     """``(input's, weight's, bias's)`` gradients of a convolution of any dimension, where ``mask`` asks for them."""
     zeros = (0,) * len(stride)
-    exchanged = not mask[0] and onednn.better_exchanged(grad, input, kernel, stride, padding, dilation, groups)
+    exchanged = not mask[0] and cpu_cost.exchanged(grad, input, kernel, stride, padding, dilation, groups)
     if exchanged:
         grad, input, kernel = input, grad, _transposed(kernel, groups)
-        padding = onednn.exchanged_padding(kernel, padding, dilation)
+        padding = cpu_cost.exchanged_padding(kernel, padding, dilation)
     for_input, for_kernel, for_bias = torch.ops.aten.convolution_backward(
         grad, input, kernel, None, stride, padding, dilation, False, zeros, groups, mask
     )
