@@ -71,6 +71,12 @@ def conv_size(size, kernel: int, stride: int, low: int, high: int, dilation: int
     return (size + low + high - dilation * (kernel - 1) - 1) // stride + 1
 
 
+def reach(position: int, size: int, out: int, stride: int) -> tuple[int, int]:
+    """First and end output index along one axis that read inside the input, where index 0 reads ``position``."""
+    first = max(0, -(position // stride))
+    return first, max(first, min(out, (size - 1 - position) // stride + 1))
+
+
 def through_offset(rule: str, size: int, out: int, kernel: int, stride: int, low: int, dilation: int) -> int:
     """Through-plane position that output index 0 reads.
 

@@ -36,7 +36,7 @@ class Report:
 
     Attributes:
         registers: 32-bit registers a lane (AMD: vector registers, accumulators included).
-        spilled: bytes of registers a lane keeps in memory.
+        spilled: bytes of registers a lane keeps in memory and reads back.
         shared: bytes of shared memory a block.
         occupancy: resident warps as a share of what the device holds.
         matrix: the matrix instruction's family (``"HMMA"``, ``"HGMMA"``, ``"UTCHMMA"``, ``"MFMA"``)
@@ -99,7 +99,9 @@ def _cuobjdump(option: str, path: Path) -> str:
 
 def _nvidia_resources(binary: Binary) -> tuple[int, int]:
     usage = dict(re.findall(r"(\w+):(\d+)", _cuobjdump("-res-usage", binary.machine_code)))
-    return int(usage["REG"]), int(usage["STACK"]) + int(usage["LOCAL"])
+    spilled = int(usage["STACK"]) + int(usage["LOCAL"])
+    # For compute capability 12.0, ptxas 12.9 clears 8 bytes of stack beside each copy by coordinates, never read again.
+    return int(usage["REG"]), spilled if spilled and "LDL" in sass(binary) else 0
 
 
 def _amd_resources(path: Path) -> tuple[int, int]:

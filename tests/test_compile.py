@@ -27,9 +27,11 @@ from acs_triton.kernels import (
     descriptor_tables,
     descriptor_weight_grad,
     device,
+    gather_gemm,
     stem,
     stem_plan,
     tiles,
+    weight_grad,
 )
 from benchmarks.disassembly import inspect, resources
 from benchmarks.kernel_report import tile_text
@@ -201,6 +203,13 @@ def without_descriptors():
         yield
 
 
+@contextmanager
+def always(kernel, rule: str, tile):
+    """Have a rule of ``tiles`` answer with one tile, and a kernel ask it anew for every layer."""
+    with patch.object(tiles, rule, return_value=tile), patch.object(kernel, "_choose", kernel._choose.__wrapped__):
+        yield
+
+
 HUGE = (2048, 1024, 1024)
 """A volume of one sample that needs 64-bit offsets."""
 
@@ -224,11 +233,11 @@ def launch_every_matrix_tile(dtype: str) -> None:
         with precision(setting):
             limits = to.itemsize, device.exact(to), facts.shared_memory
             for tile in tiles.gemm_tiles(*limits):
-                with patch.object(tiles, "gemm_tile", return_value=tile), without_descriptors():
+                with always(gather_gemm, "gemm_tile", tile), without_descriptors():
                     for layer, primitive in itertools.product(VARIANTS, ("conv", "input_grad")):
                         layer.run(primitive, to, facts.torch_device)
             for tile in tiles.weight_tiles(*limits):
-                with patch.object(tiles, "weight_tile", return_value=tile), without_descriptors():
+                with always(weight_grad, "weight_tile", tile), without_descriptors():
                     for layer in VARIANTS:
                         layer.run("weight_grad", to, facts.torch_device)
 
@@ -336,15 +345,54 @@ def test_a_training_step_of_a_resnet50_compiles_few_binaries():
     assert len({binary.digest for binary in gpu.binaries}) <= 24
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "gfx942"])
-def test_few_binaries_serve_all_volumes(arch):
-    """From 32**3 to 224**3 voxels, no more than a single step may have."""
+def binaries(size, batch):
+    """What a training step would compile, without compiling: kernels with their constants and options."""
     found = set()
 
     def record(kernel, *arguments, grid, warmup, **constants):
         found.add((kernel.fn.__name__, *sorted((name, str(value)) for name, value in constants.items())))
 
-    with offline(arch), patch.object(triton.runtime.JITFunction, "run", record):
-        for size, batch in itertools.product(((32,) * 3, (96, 80, 112), (128,) * 3, (224,) * 3), (1, 8)):
-            training_step(size, batch)
-    assert len(found) <= 24
+    with patch.object(triton.runtime.JITFunction, "run", record):
+        training_step(size, batch)
+    return found
+
+
+@pytest.mark.parametrize(("arch", "most"), [("sm_80", 16), ("sm_90", 26), ("gfx942", 16)])
+def test_few_binaries_serve_all_volumes(arch, most):
+    """From 32**3 to 224**3 voxels. A second size adds a few: a layer has one tile where its positions leave half of the
+    device idle and another where they do not, on sm_90 a third where boxes cover the volume badly.
+    """
+    with offline(arch):
+        cubes = itertools.product((32, 64, 96, 128, 160, 224), (1, 2, 8))
+        steps = {(size, batch): binaries((size,) * 3, batch) for size, batch in cubes}
+    assert max(map(len, steps.values())) <= 24
+    assert len(set().union(*steps.values())) <= most
+    for first, second in ((64, 96), (96, 128), (64, 128), (128, 160)):
+        assert all(len(steps[second, batch] - steps[first, batch]) <= most // 4 for batch in (1, 2, 8))
+
+
+@pytest.mark.parametrize(("first", "second", "batch"), [((32,) * 3, (24, 48, 48), 1), ((160,) * 3, (192, 224, 176), 8)])
+def test_sizes_of_one_class_share_all_binaries(first, second, batch):
+    """Where the dense layers leave most of the device idle, and where they fill it."""
+    with offline("sm_80"):
+        assert binaries(second, batch) == binaries(first, batch)
+
+
+def test_a_tile_is_chosen_once_for_each_shape_and_setting():
+    def choose(dtype):
+        shape, to = (64, 192), DTYPES[dtype]
+        geometry = Layer(*shape, size=(12, 11, 10)).geometry
+        gemms = (choose(2, *shape, to, geometry) for choose in (gather_gemm.conv_tile, gather_gemm.input_grad_tile))
+        return *gemms, weight_grad.weight_grad_tile(*shape, to, geometry)
+
+    with offline("sm_80"):
+        first = {dtype: choose(dtype) for dtype in DTYPES}
+        with precision("ieee"):
+            exact = choose("fp32")
+        with patch.object(tiles, "gemm_tile", side_effect=AssertionError), patch.object(tiles, "weight_tile", None):
+            assert {dtype: choose(dtype) for dtype in DTYPES} == first
+            with precision("ieee"):
+                assert choose("fp32") == exact
+    assert not set(exact) & set(first["fp32"])
+    with offline("gfx942"):
+        assert choose("fp16") != first["fp16"]

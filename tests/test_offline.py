@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from acs_triton import backends, explain, use_backend
 from acs_triton.arguments import conv_params
 from acs_triton.functional import acs_conv3d
 from acs_triton.kernels import device
+from benchmarks import disassembly
 from benchmarks.disassembly import _hottest, _parse_amdgcn, _parse_sass, inspect, natural_loops
 from benchmarks.offline import ARCHS, offline
 
@@ -82,6 +84,13 @@ def test_spills_are_seen():
     with offline("sm_80") as gpu:
         matmul((256, 256, 32))
     assert inspect(gpu.binaries[0]).spilled > 0
+
+
+@pytest.mark.parametrize(("code", "spilled"), [("STL.64 [R1], RZ ;", 0), ("STL [R1], R5 ; LDL R6, [R1] ;", 8)])
+def test_a_stack_that_nothing_is_read_from_is_no_spill(code, spilled, monkeypatch):
+    answers = {"-res-usage": "REG:160 STACK:8 SHARED:0 LOCAL:0", "-sass": code}
+    monkeypatch.setattr(disassembly, "_cuobjdump", lambda option, path: answers[option])
+    assert disassembly.resources(SimpleNamespace(files={"cubin": None}, machine_code=None)) == (160, spilled)
 
 
 def test_kernels_without_a_loop_are_counted_whole():

@@ -32,11 +32,25 @@ _COPY = 4_000  # to another memory format
 _COPY_OF_ROWS = 8_000  # of channels that lie together, or are few
 _REORDER = 700  # of a kernel by oneDNN's 2D gradients
 _LANES = 16
+_FEW_POSITIONS = 512
 
 
 def mirrored(grad_output: Tensor, kernel: Tensor, geometry: Geometry) -> bool:
     """Whether the input's gradient of a piece is computed as a convolution with the mirrored kernel."""
     return max(geometry.stride) == 1 and onednn.worthwhile(grad_output, kernel)
+
+
+def by_taps(grad_output: Tensor, input: Tensor, geometry: Geometry) -> bool:
+    """Whether the weight's gradient is computed as a product of matrices for each tap.
+
+    Of few positions and many channels oneDNN's products take less time than its reorderings of the kernel, which
+    it also holds several times.
+    """
+    few = grad_output[:, 0].numel() <= _FEW_POSITIONS and geometry.groups == 1
+    out_channels = grad_output.shape[1]
+    if not few or min(out_channels, input.shape[1]) < _LANES or not onednn.usable(grad_output):
+        return False
+    return out_channels * prod(geometry.kernel_size) > input[:, 0].numel()
 
 
 def exchanged(grad: Tensor, input: Tensor, kernel: Tensor, stride, padding, dilation, groups: int) -> bool:

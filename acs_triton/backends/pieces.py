@@ -14,12 +14,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..geometry import PLANE_AXES, Geometry, Triple, conv_size
+from ..geometry import PLANE_AXES, Geometry, Triple, conv_size, reach
+
+_CUT_CHANNELS, _CUT_POSITIONS = 16, 2**13
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,9 @@ def pieces_of(geometry: Geometry, out_channels: int) -> tuple[Piece, ...]:
     g = geometry
     views = ((g.views[0][0], 0, out_channels),) if g.coincident else g.views
     per_group = out_channels // g.groups
+    # What a piece takes is held beside the result. Depthwise channels can be cut anywhere: into oneDNN's vectors, where
+    # one is enough work.
+    most = _CUT_CHANNELS if per_group == 1 < g.groups and prod(g.output_size) >= _CUT_POSITIONS else out_channels
     pieces = []
     for view, first, end in views:
         start, extent, dilation = g.start[view], g.extent(view), g.dilation[view]
@@ -195,7 +201,7 @@ def pieces_of(geometry: Geometry, out_channels: int) -> tuple[Piece, ...]:
         fits = _fit(*where), mirrored, _fit(*where, pads_small_inputs=False), _slices(view, where)
         while first < end:
             group, done = divmod(first, per_group)
-            whole = (end - first) // per_group if done == 0 else 0
+            whole = min((end - first) // per_group, most) if done == 0 else 0
             stop = first + whole * per_group if whole else min(end, (group + 1) * per_group)
             pieces.append(Piece(view, first, stop, group, max(whole, 1), extent, dilation, *fits))
             first = stop
@@ -204,13 +210,12 @@ def pieces_of(geometry: Geometry, out_channels: int) -> tuple[Piece, ...]:
 
 def _slices(axis: int, where) -> Slices:
     start, size, out, stride, *_ = (values[axis] for values in where)
-    first = max(0, -(start // stride))
-    end = min(out, (size - 1 - start) // stride + 1)
+    first, end = reach(start, size, out, stride)
     plane = [tuple(values[a] for a in PLANE_AXES[axis]) for values in where]
     return Slices(
         axis=axis,
         first=first,
-        count=max(end - first, 0),
+        count=end - first,
         position=start + first * stride,
         step=stride,
         stride=plane[3],

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..activations import activate_
-from ..geometry import Geometry
+from ..geometry import Geometry, reach
 from ..layout import converted, memory_format
 from . import cpu_cost, mixed, onednn
 from .pieces import Piece, cut, pieces_of
@@ -81,6 +81,9 @@ def gradients(
 
 def _gradients(grad_output: Tensor, input: Tensor | None, weight: Tensor | None, geometry: Geometry):
     """:func:`gradients` of views that are not mixed."""
+    if input is not None and cpu_cost.by_taps(grad_output, input, geometry):
+        for_input = None if weight is None else _gradients(grad_output, None, weight, geometry)[0]
+        return for_input, _by_taps(grad_output, input, geometry)
     format, groups = memory_format(grad_output), geometry.groups
     pieces = pieces_of(geometry, grad_output.shape[1])
     wanted = weight is not None, input is not None
@@ -97,10 +100,11 @@ def _gradients(grad_output: Tensor, input: Tensor | None, weight: Tensor | None,
     # Pieces that reach all channels are added up as they come; others are added to a part of the sum.
     whole = all(piece.groups == groups and not piece.fit.outside for piece in pieces)
     total = None if whole or not wanted[0] else _empty(grad_output, size, format).zero_()
-    for_kernels = []
+    for_weight = None if not wanted[1] else torch.empty_like(kernels) if wanted[0] else kernels
     for piece, kernel in zip(pieces, cut(kernels, pieces), strict=True):
         if piece.fit.outside:
-            for_kernels.append(torch.zeros_like(kernel))
+            if wanted[1]:
+                piece.of_output(for_weight, 0).zero_()
             continue
         grad, part = piece.of_output(grad_output, 1), piece.of_input(data, groups)
         mirrored = wanted[0] and cpu_cost.mirrored(grad, kernel, geometry)
@@ -121,10 +125,27 @@ def _gradients(grad_output: Tensor, input: Tensor | None, weight: Tensor | None,
         if mirrored:
             total = _add_mirrored(total, piece, geometry, grad.contiguous(memory_format=format), kernel)
         if for_kernel is not None:
-            for_kernels.append(for_kernel.contiguous())
+            piece.of_output(for_weight, 0).copy_(for_kernel)
         del grad, part, for_kernel  # before the next piece's are made
-    for_weight = torch.cat(for_kernels) if wanted[1] else None
     return total.contiguous(memory_format=format) if wanted[0] else None, for_weight
+
+
+def _by_taps(grad_output: Tensor, input: Tensor, geometry: Geometry) -> Tensor:
+    """The weight's gradient of one group, as a product of matrices for each tap."""
+    grads, data = (converted(one, torch.channels_last_3d).movedim(1, -1) for one in (grad_output, input))
+    for_weight = input.new_empty(grads.shape[-1], data.shape[-1], prod(geometry.kernel_size))
+    for piece in pieces_of(geometry, grads.shape[-1]):
+        for number, tap in enumerate(geometry.taps(piece.view)):
+            written, read = [slice(None)], [slice(None)]
+            axes = zip(tap, geometry.input_size, geometry.output_size, geometry.stride, strict=True)
+            for position, size, out, stride in axes:
+                first, end = reach(position, size, out, stride)
+                position += first * stride
+                written.append(slice(first, end))
+                read.append(slice(position, position + (end - first) * stride, stride))
+            rows = grads[(*written, slice(piece.first, piece.end))].reshape(-1, piece.channels)
+            for_weight[piece.first : piece.end, :, number] = rows.t() @ data[tuple(read)].reshape(-1, data.shape[-1])
+    return for_weight.unflatten(2, geometry.kernel_size)
 
 
 def _add_mirrored(total: Tensor | None, piece: Piece, geometry: Geometry, grad: Tensor, kernel: Tensor) -> Tensor:
@@ -146,7 +167,7 @@ def _add_mirrored(total: Tensor | None, piece: Piece, geometry: Geometry, grad: 
 def _on_slices(piece: Piece, geometry: Geometry, grad: Tensor, input: Tensor, kernel: Tensor, mask, total):
     """The kernel's; the input's is added to ``total``, that of all its channels."""
     # A part of the planes at a time, for the memory's sake.
-    most = max(_PART, input.numel() * input.element_size() // (4 * sum(mask)))
+    most = max(_PART, input.numel() * input.element_size() // (6 * sum(mask)))
     sums = None
     for slices in piece.slices.parts(input, most):
         fit = slices.weight_fit if mask[1] else slices.fit
@@ -161,6 +182,8 @@ def _on_slices(piece: Piece, geometry: Geometry, grad: Tensor, input: Tensor, ke
         if for_kernel is not None:
             wide = for_kernel.to(torch.promote_types(for_kernel.dtype, torch.float32))
             sums = wide if sums is None else sums.add_(wide)
+            del wide
+        del for_planes, for_kernel  # before the next part's are made
     return None if sums is None else sums.to(input.dtype)
 
 

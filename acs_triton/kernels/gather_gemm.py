@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -335,44 +336,51 @@ def _launch(
         )
 
 
-def _tile(columns: list[int], depths: list[int], rows: int, dtype: torch.dtype) -> tiles.GemmTile:
-    facts = device.current()
-    limits = dtype.itemsize, device.exact(dtype), facts.shared_memory, facts.multiprocessors
-    return tiles.gemm_tile(columns, depths, rows, *limits)
-
-
 def conv_tile(
     batch: int, in_channels: int, out_channels: int, dtype: torch.dtype, geometry: Geometry
 ) -> tiles.GemmTile:
     """The heuristic's tile for :func:`conv`: view by view, or with merged taps where that is less work."""
-    depth, rows = in_channels // geometry.groups, batch * math.prod(geometry.output_size)
-    works = []
-    for merged in merging(geometry, transposed=False):
-        regions = gather_tables.regions(geometry, out_channels, merged)
-        columns = [region.end - region.first for region in regions]
-        tile = replace(_tile(columns, [depth], rows, dtype), merged=merged)
-        steps = geometry.tap_count(regions[0].view) * -(-depth // tile.bk)
-        works.append((tiles.gemm_work(tile, columns, steps, _reading(dtype)), tile))
-    return min(works, key=lambda work: work[0])[1]
+    return _tile(False, batch, in_channels, out_channels, dtype, geometry)
 
 
 def input_grad_tile(
     batch: int, in_channels: int, out_channels: int, dtype: torch.dtype, geometry: Geometry
 ) -> tiles.GemmTile:
     """The heuristic's tile for :func:`input_grad`, as :func:`conv_tile`."""
-    columns, rows = [in_channels // geometry.groups] * geometry.groups, batch * math.prod(geometry.input_size)
+    return _tile(True, batch, in_channels, out_channels, dtype, geometry)
+
+
+def _tile(
+    transposed: bool, batch: int, in_channels: int, out_channels: int, dtype: torch.dtype, geometry: Geometry
+) -> tiles.GemmTile:
+    shape = batch, in_channels, out_channels, dtype.itemsize, geometry
+    return _choose(transposed, *shape, merging(geometry, transposed), device.exact(dtype), device.current())
+
+
+@lru_cache(maxsize=4096)
+def _choose(
+    transposed: bool,
+    batch: int,
+    in_channels: int,
+    out_channels: int,
+    itemsize: int,
+    geometry: Geometry,
+    choices: tuple[bool, ...],
+    exact: bool,
+    facts: device.Device,
+) -> tiles.GemmTile:
+    per_group, programs = in_channels // geometry.groups, geometry.groups if transposed else 1
+    rows = batch * math.prod(geometry.input_size if transposed else geometry.output_size)
     works = []
-    for merged in merging(geometry, transposed=True):
+    for merged in choices:
         regions = gather_tables.regions(geometry, out_channels, merged)
-        depths = [region.end - region.first for region in regions]
-        tile = replace(_tile(columns, depths, rows, dtype), merged=merged)
-        steps = geometry.tap_count(regions[0].view) * sum(-(-depth // tile.bk) for depth in depths) / geometry.groups
-        works.append((tiles.gemm_work(tile, columns, steps, _reading(dtype)), tile))
+        widths = [region.end - region.first for region in regions]
+        columns, depths = ([per_group] * geometry.groups, widths) if transposed else (widths, [per_group])
+        tile = tiles.gemm_tile(columns, depths, rows, itemsize, exact, facts.shared_memory, facts.multiprocessors)
+        steps = geometry.tap_count(regions[0].view) * sum(-(-depth // tile.bk) for depth in depths) / programs
+        work = tiles.gemm_work(tile, columns, steps, tiles.reading(facts.arch, exact))
+        works.append((work, replace(tile, merged=merged)))
     return min(works, key=lambda work: work[0])[1]
-
-
-def _reading(dtype: torch.dtype) -> int:
-    return tiles.reading(device.current().arch, device.exact(dtype))
 
 
 def merging(geometry: Geometry, transposed: bool) -> tuple[bool, ...]:

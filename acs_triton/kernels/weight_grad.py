@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import merging
-from ..geometry import VIEWS, Geometry, Triple
+from ..geometry import VIEWS, Geometry, Triple, reach
 from ..tables import keep
 from . import autotune, device, gather_tables, tiles
 from .channels_last import channels_last, strides, unit
@@ -264,10 +264,8 @@ def tap_rows(positions: tuple[Triple, ...], length: int) -> list[tuple[list[int]
 
 def _reach(geometry: Geometry, position: int, axis: int) -> tuple[int, int]:
     """First output index along an axis that reads inside the input at this distance, and how many do."""
-    stride, size = geometry.stride[axis], geometry.input_size[axis]
-    first = max(0, -(position // stride))
-    end = min(geometry.output_size[axis], (size - 1 - position) // stride + 1)
-    return first, max(0, end - first)
+    first, end = reach(position, geometry.input_size[axis], geometry.output_size[axis], geometry.stride[axis])
+    return first, end - first
 
 
 def _tile_jobs(geometry, in_channels, out_channels, tile, x_strides, vector):
@@ -387,14 +385,28 @@ def _launch(g: Tensor, x: Tensor, out: Tensor, geometry: Geometry, tile: tiles.W
 
 def weight_grad_tile(in_channels: int, out_channels: int, dtype: torch.dtype, geometry: Geometry) -> tiles.WeightTile:
     """The heuristic's tile for :func:`weight_grad`: view by view, or with merged taps where that is less work."""
-    facts, exact = device.current(), device.exact(dtype)
-    limits, reading = (dtype.itemsize, exact, facts.shared_memory), tiles.reading(facts.arch, exact)
+    shape = in_channels, out_channels, dtype.itemsize, geometry
+    return _choose(*shape, _merging(geometry), device.exact(dtype), device.current())
+
+
+@lru_cache(maxsize=4096)
+def _choose(
+    in_channels: int,
+    out_channels: int,
+    itemsize: int,
+    geometry: Geometry,
+    choices: tuple[bool, ...],
+    exact: bool,
+    facts: device.Device,
+) -> tiles.WeightTile:
     works = []
-    for merged in _merging(geometry):
+    for merged in choices:
         regions = gather_tables.regions(geometry, out_channels, merged)
         columns, taps = [region.end - region.first for region in regions], geometry.taps(regions[0].view)
-        tile = replace(tiles.weight_tile(in_channels // geometry.groups, columns, len(taps), *limits), merged=merged)
-        works.append((tiles.weight_work(tile, columns, len(tap_rows(taps, tile.taps)), reading), tile))
+        group_in = in_channels // geometry.groups
+        tile = tiles.weight_tile(group_in, columns, len(taps), itemsize, exact, facts.shared_memory)
+        work = tiles.weight_work(tile, columns, len(tap_rows(taps, tile.taps)), tiles.reading(facts.arch, exact))
+        works.append((work, replace(tile, merged=merged)))
     return min(works, key=lambda work: work[0])[1]
 
 
