@@ -283,7 +283,7 @@ class Run(TorchFunctionMode):
         depths = [depth for h, w, depth in self.planes if known_equal(h, height) and known_equal(w, width)]
         if not depths or any(known_equal(depth, default) for depth in depths):
             return default
-        return depths[0] if len(depths) == 1 else min(depths, key=lambda depth: abs(depth - default))
+        return depths[0] if len(depths) == 1 else sorted(depths, key=lambda depth: abs(depth - default))[0]
 
     def is_stale_batch(self, size: int) -> bool:
         """Whether ``size`` is a batch size of slices from before a change of depth."""

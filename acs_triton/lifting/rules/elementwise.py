@@ -80,7 +80,8 @@ def with_rows(run, tensor: Tensor, axis: int, rows: Rows, *, nearest: bool = Fal
 
 def deepest_rows(operands: list[Tensor]) -> Rows:
     """The record with most slices: what factors of a product are repeated to."""
-    return max((rows for rows in map(rows_of, operands) if rows is not None), key=lambda rows: rows.depth)
+    # Dynamo of torch 2.9 knows no `max` with a key.
+    return sorted([rows for rows in map(rows_of, operands) if rows is not None], key=lambda rows: -rows.depth)[0]
 
 
 def broadcast_axes(operands: list[Tensor], dim: int) -> str:
@@ -97,7 +98,7 @@ def broadcast_axes(operands: list[Tensor], dim: int) -> str:
                 letters.append(rows.axes[index])
             elif tensor.shape[index] != 1:
                 letters.append("c")
-        axes.append(min(letters, key="rpmco".index) if letters else "o")
+        axes.append(next((letter for letter in "rpmc" if letter in letters), "o"))
     return "".join(axes)
 
 

@@ -42,7 +42,8 @@ def _arguments(name, args, kwargs):
         "var_mean": ("dim", "unbiased", "keepdim"),
         "std_mean": ("dim", "unbiased", "keepdim"),
     }.get(name, ("dim", "keepdim"))
-    given = dict(zip(order, args[1:], strict=False))
+    # Cut by hand: Dynamo of torch 2.9 takes `strict=False` for strict.
+    given = dict(zip(order[: len(args) - 1], args[1 : len(order) + 1], strict=True))
     if "unbiased" in given and not isinstance(given.get("dim"), (int, tuple, list)):
         raise LiftingError("it runs over all axes, the slices of a volume among them")
     given.update(kwargs)

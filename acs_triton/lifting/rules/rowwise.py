@@ -139,10 +139,8 @@ def _einsum(run, function, args, kwargs):
 
 @rule("scaled_dot_product_attention", "each slice (attention)")
 def _attention(run, function, args, kwargs):
-    kwargs = {
-        **dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False)),
-        **kwargs,
-    }
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    kwargs = {**dict(zip(names[: len(args)], args, strict=True)), **kwargs}
     query, rows = kwargs["query"], rows_of(kwargs["query"])
     for name in ("key", "value"):
         tensor = kwargs[name]
