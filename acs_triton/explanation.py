@@ -26,9 +26,9 @@ def explain(
     """What would compute :func:`acs_triton.functional.acs_conv3d` and its two gradients, one line each.
 
     Arguments and errors are that function's; under autocast it speaks of the cast tensors. A line
-    names the backend; for Triton the kernel, its tile and the tensors that are copied first; for
-    torch the reason. A tile with ``merged=True`` reads the positions of all views in one pass, each
-    of them once.
+    names the backend; for Triton the kernel, its tile, the tensors that are converted to channels-last
+    memory first and the bytes that this moves; for torch the reason. A tile with ``merged=True`` reads
+    the positions of all views in one pass, each of them once.
 
     Args:
         soft: ask for :func:`acs_triton.functional.soft_acs_conv3d` instead, whatever its view weights.

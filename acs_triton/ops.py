@@ -83,7 +83,7 @@ def run_gradients(grad_output: Tensor, input: Tensor, weight: Tensor, *params) -
     for_input = backends.choose("input_grad", grad_output, weight, geometry)
     for_weight = backends.choose("weight_grad", grad_output, input, geometry)
     with amp.off(input):
-        if for_input is for_weight is backends.torch_backend:
+        if for_input is for_weight:
             return for_input.gradients(grad_output, input, weight, geometry)
         return for_input.input_grad(grad_output, weight, geometry), for_weight.weight_grad(grad_output, input, geometry)
 

@@ -65,6 +65,7 @@ CASES = (
     Case("odd channels, then GELU", 5, 7, (3, 3), (4, 5, 3), (40, 40, 40), activation="gelu"),
     Case("standard, dilation 2", 16, 16, (3, 3), (4, 4, 4), (40, 40, 40), padding=2, dilation=2),
     Case("grouped", 32, 48, (3, 3), (3, 4, 5), (40, 40, 40), groups=2),
+    Case("1x1, stride 2", 24, 40, (1, 1), (3, 4, 5), (56, 64, 48), stride=2, padding=0),
     Case("2.5D", 16, 16, (3, 3), (3, 4, 5), (40, 48, 48), planar=True),
     Case("soft", 16, 24, (3, 3), (3, 4, 5), (48, 56, 40), mixed=True),
     Case("soft, stride 2", 16, 16, (3, 3), (4, 5, 3), (64, 56, 72), stride=2, mixed=True),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from types import ModuleType
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 from ..activations import activate_
 from ..geometry import Geometry
 from ..kernels import channels_last, device, gather_tables
-from . import mixed
+from ..layout import memory_format
+from . import exact, mixed
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 """Dtypes of the kernels; the interpreter adds float64."""
@@ -47,6 +49,10 @@ def why_not(primitive: str, data: Tensor, other: Tensor, geometry: Geometry) -> 
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         return f"the kernels compute {names}, not {str(data.dtype).removeprefix('torch.')}"
     in_channels, out_channels = _channels(primitive, data, other, geometry)
+    if primitive == "conv":
+        data, geometry = _picked(data, geometry)
+    elif primitive == "weight_grad":
+        other, geometry = _picked(other, geometry)
     if _view_by_view(primitive, data, other, geometry, in_channels, out_channels):
         reasons = (why_not(primitive, data, other, geometry.one_view(view, out_channels)) for view in range(3))
         return next(filter(None, reasons), None)
@@ -91,7 +97,9 @@ def _family(
     if stem.suits(geometry, in_channels, out_channels) and hasattr(stem, primitive):
         return stem
     if primitive == "weight_grad":
-        return descriptor_weight_grad if descriptor_weight_grad.suits(data, other, geometry) else weight_grad
+        # Where exactness is asked for: the copy engine's zeros beyond the output meet what the input has there.
+        suited = not torch.is_anomaly_enabled() and descriptor_weight_grad.suits(data, other, geometry)
+        return descriptor_weight_grad if suited else weight_grad
     suited = descriptor_gemm.suits(primitive, data, geometry, in_channels, out_channels)
     return descriptor_gemm if suited else gather_gemm
 
@@ -118,6 +126,30 @@ def _view_by_view(
     return kernel == "gather_gemm" and gather_tables.tap_bits(geometry, transposed) > gather_tables.TAP_BITS
 
 
+@lru_cache(maxsize=1024)
+def _at_stride_one(geometry: Geometry) -> Geometry | None:
+    """Of the positions that a 1x1 convolution reads at a stride, beginning with the first; None for any other."""
+    if geometry.kernel_size != (1, 1) or geometry.stride == (1, 1, 1) or any(map(any, geometry.start)):
+        return None
+    return replace(geometry, stride=(1, 1, 1), input_size=geometry.output_size)
+
+
+def _picked(input: Tensor, geometry: Geometry) -> tuple[Tensor, Geometry]:
+    """A 1x1 convolution at a stride is one at stride 1 of a view of its input.
+
+    The copy engine fetches the view's boxes as any other's, and a conversion moves nothing else.
+    """
+    picked = _at_stride_one(geometry)
+    if picked is None:
+        return input, geometry
+    d, h, w = geometry.stride
+    view = input[:, :, ::d, ::h, ::w]
+    # The result has the format of the input, which a view of few positions may not show.
+    if view.shape[2:] != picked.input_size or memory_format(view) != memory_format(input):
+        return input, geometry
+    return view, picked
+
+
 @dataclass(frozen=True)
 class Plan:
     """Which kernel computes a call.
@@ -125,24 +157,39 @@ class Plan:
     Attributes:
         kernel: module of :mod:`acs_triton.kernels`.
         tile: the matrix kernels' tile; None for others, which choose theirs when launched.
-        copies: tensors that are copied into the kernels' memory format first.
+        copies: tensors that are converted into the kernels' memory format first.
         view_by_view: whether the kernel computes mixed views one after the other.
+        copied_bytes: that the conversions read and write.
+        part_by_part: whether the kernel computes views and groups one after the other (:mod:`.exact`).
     """
 
     kernel: str
     tile: object | None
     copies: tuple[str, ...]
     view_by_view: bool = False
+    copied_bytes: int = 0
+    part_by_part: bool = False
 
     def __str__(self) -> str:
         text = self.kernel if self.tile is None else f"{self.kernel}, {self.tile}"
         text = f"{text}, view by view" if self.view_by_view else text
-        return f"{text}; copies {' and '.join(self.copies)} to channels-last" if self.copies else text
+        text = f"{text}, part by part (anomaly detection is on)" if self.part_by_part else text
+        if not self.copies:
+            return text
+        moved = f"which moves {self.copied_bytes / 1e6:.1f} MB"
+        return f"{text}; converts {' and '.join(self.copies)} to channels-last first, {moved}"
 
 
 def plan(primitive: str, data: Tensor, other: Tensor, geometry: Geometry) -> Plan:
     """How a call is computed that :func:`why_not` does not object to; arguments as there."""
     in_channels, out_channels = _channels(primitive, data, other, geometry)
+    if primitive == "conv":
+        data, geometry = _picked(data, geometry)
+    elif primitive == "weight_grad":
+        other, geometry = _picked(other, geometry)
+    if parts := exact.parts(geometry, in_channels, out_channels):
+        first = plan(primitive, *parts[0].operands(primitive, data, other), parts[0].geometry)
+        return replace(first, part_by_part=True)
     if _view_by_view(primitive, data, other, geometry, in_channels, out_channels):
         return replace(plan(primitive, data, other, geometry.one_view(0, out_channels)), view_by_view=True)
     family = _family(primitive, data, other, geometry, in_channels, out_channels)
@@ -151,14 +198,14 @@ def plan(primitive: str, data: Tensor, other: Tensor, geometry: Geometry) -> Pla
         return Plan(kernel, None, ())
     read = {"conv": ["input"], "input_grad": ["grad_output"], "weight_grad": ["grad_output", "input"]}[primitive]
     groups = geometry.groups if primitive == "conv" else 1
-    copies = tuple(
-        name
+    moved = {
+        name: channels_last.conversion_bytes(tensor, groups)
         for name, tensor in zip(read, (data, other), strict=False)
         if not channels_last.is_channels_last(tensor, groups)
-    )
+    }
     sizes = (in_channels, out_channels) if kernel == "weight_grad" else (data.shape[0], in_channels, out_channels)
     tile = getattr(family, f"{primitive}_tile")(*sizes, data.dtype, geometry)
-    return Plan(kernel, tile, copies)
+    return Plan(kernel, tile, tuple(moved), copied_bytes=sum(moved.values()))
 
 
 def conv(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -170,6 +217,9 @@ def conv_act(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str
     """An activation of :func:`conv`, before the result is rounded and stored."""
     bias = None if bias is None else bias.contiguous()  # the kernels read it by its address alone
     channels = _channels("conv", input, weight, geometry)
+    input, geometry = _picked(input, geometry)
+    if parts := exact.parts(geometry, *channels):
+        return exact.conv(lambda *of: conv_act(*of[:-1], activation, of[-1]), parts, input, weight, bias)
     if _view_by_view("conv", input, weight, geometry, *channels):
         output = mixed.conv(conv, mixed.views(geometry, weight.shape[0]), input, weight, bias, geometry)
         return activate_(output, activation) if activation else output
@@ -179,6 +229,8 @@ def conv_act(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str
 def input_grad(grad_output: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """``(N, O, *geometry.output_size)`` to ``(N, C, *geometry.input_size)``."""
     channels = _channels("input_grad", grad_output, weight, geometry)
+    if parts := exact.parts(geometry, *channels):
+        return exact.input_grad(input_grad, parts, grad_output, weight)
     if _view_by_view("input_grad", grad_output, weight, geometry, *channels):
         planes = mixed.views(geometry, weight.shape[0])
         return mixed.input_grad(input_grad, planes, grad_output, weight, geometry)
@@ -188,7 +240,16 @@ def input_grad(grad_output: Tensor, weight: Tensor, geometry: Geometry) -> Tenso
 def weight_grad(grad_output: Tensor, input: Tensor, geometry: Geometry) -> Tensor:
     """``(N, O, *geometry.output_size)`` and ``(N, C, *geometry.input_size)`` to ``(O, C/groups, ku, kv)``."""
     channels = _channels("weight_grad", grad_output, input, geometry)
+    input, geometry = _picked(input, geometry)
+    if parts := exact.parts(geometry, *channels):
+        return exact.weight_grad(weight_grad, parts, grad_output, input)
     if _view_by_view("weight_grad", grad_output, input, geometry, *channels):
         planes = mixed.views(geometry, grad_output.shape[1])
         return mixed.weight_grad(weight_grad, planes, grad_output, input, geometry)
     return _family("weight_grad", grad_output, input, geometry, *channels).weight_grad(grad_output, input, geometry)
+
+
+def gradients(grad_output: Tensor, input: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """:func:`input_grad` and :func:`weight_grad`, for which the output's gradient is converted once."""
+    with channels_last.converted_once():
+        return input_grad(grad_output, weight, geometry), weight_grad(grad_output, input, geometry)

@@ -2,13 +2,17 @@
 
 The rule: a tensor whose channels are contiguous and whose other strides and address are multiples
 of 16 bytes is read where it lies (slices included, unless 32 bits do not count the vectors that they
-span). Any other is copied once into that format. A
+span). Any other is converted once (:mod:`acs_triton.kernels.layout_conversion`). A
 direct gather of 16-bit values from a contiguous ``(N, C, D, H, W)`` tensor would load two bytes at
-a time and could not be pipelined; the copy reads and writes each value once, a ``k x k`` kernel
+a time and could not be pipelined; the conversion reads and writes each value once, a ``k x k`` kernel
 reads it ``k * k`` times.
 """
 
 from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -35,14 +39,38 @@ def is_channels_last(tensor: torch.Tensor, groups: int = 1) -> bool:
     return aligned and near and tensor.shape[1] // groups % vector == 0 and tensor.stride(1) == 1
 
 
+def conversion_bytes(tensor: torch.Tensor, groups: int = 1) -> int:
+    """Bytes of memory that :func:`channels_last` moves: none where the tensor is read where it lies."""
+    if is_channels_last(tensor, groups):
+        return 0
+    channels = tensor.shape[1] // groups
+    written = tensor.numel() // max(channels, 1) * (channels + -channels % unit(tensor.dtype))
+    return (tensor.numel() + written) * tensor.dtype.itemsize
+
+
+_shared = threading.local()
+
+
+@contextmanager
+def converted_once() -> Iterator[None]:
+    """What is converted in this context is kept until its end, for whoever asks for it again on this thread."""
+    before, _shared.kept = getattr(_shared, "kept", None), {}
+    try:
+        yield
+    finally:
+        _shared.kept = before
+
+
 def channels_last(tensor: torch.Tensor, groups: int = 1) -> torch.Tensor:
     """``(N, C, D, H, W)`` in the format above, with each group's channels padded to whole vectors by zeros."""
     if is_channels_last(tensor, groups):
         return tensor
-    channels = tensor.shape[1] // groups
-    padding = -channels % unit(tensor.dtype)
-    shape = (tensor.shape[0], *tensor.shape[2:], groups, channels + padding)
-    rows = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
-    rows[..., :channels] = tensor.permute(0, 2, 3, 4, 1).unflatten(-1, (groups, channels))
-    rows[..., channels:] = 0
-    return rows.flatten(-2).permute(0, 4, 1, 2, 3)
+    from .layout_conversion import convert
+
+    kept = getattr(_shared, "kept", None)
+    if kept is None:
+        return convert(tensor, groups)
+    key = tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), groups
+    if key not in kept:
+        kept[key] = tensor, convert(tensor, groups)  # the tensor too, so that its address stays its own
+    return kept[key][1]

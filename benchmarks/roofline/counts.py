@@ -26,6 +26,7 @@ _COUNTS: dict[str, Callable[[Arguments, int], Work]] = {
     "stem_conv_kernel": direct.stem_conv,
     "stem_weight_grad_kernel": direct.stem_weight_grad,
     "sum_partials_kernel": direct.sum_partials,
+    "layout_conversion_kernel": direct.layout_conversion,
 }
 """By a kernel's name: its work from a launch's arguments and its number of programs."""
 

@@ -1,4 +1,4 @@
-"""Work of the kernels without large tiles: depthwise, stem, and the sums of their weight gradients."""
+"""Work of the kernels without large tiles: depthwise, stem, the sums of their weight gradients, layout conversions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from acs_triton.kernels import stem_plan
 
+from .launches import distinct_bytes
 from .traffic import (
     LANES,
     SECTOR,
@@ -252,3 +253,26 @@ def sum_partials(a: Arguments, programs: int) -> Work:
     loaded = SECTOR * int(sectors_of(start, np.minimum(a.elements - first, a.ELEMENTS) * total).sum())
     i = np.arange(a.elements)
     return Work(0, 0, loaded, by_block(i * item, i // LANES), a.size("p_partial"), a.size("p_out"))
+
+
+def layout_conversion(a: Arguments, programs: int) -> Work:
+    item, row = a.p_x.element_size(), a.row_vectors * a.UNIT
+    x_sample, x_channel, *x_strides = (a[f"x_{name}"] * a.X_UNIT for name in ("sample", "channel", "d", "h", "w"))
+    position = np.arange(a.blocks * a.BP)
+    valid = position < a.positions
+    at = position
+    if not a.FLAT:
+        h, w = a.size_h, a.size_w
+        at = sum(i * s for i, s in zip((at // (h * w), at // w % h, at % w), x_strides, strict=True))
+    at, block = at[valid, None], position[valid, None] // a.BP
+    group, channel = np.divmod(np.arange(row), a.group_vectors * a.UNIT)
+    source = np.where(channel < a.channels, group * a.channels + channel, -1)
+    loaded = stored = 0
+    for sample in range(programs // (a.tiles * a.blocks)):
+        for column in range(0, row, a.BC):
+            c = source[column : column + a.BC]
+            start = sample * x_sample + c[c >= 0] * (1 if a.ALONG_CHANNELS else x_channel)
+            loaded += by_block((start + at) * item, block)
+            start = ((sample * a.positions + position) * row + column) * item
+            stored += SECTOR * request_sectors(start, c.size * item, valid, LANES // (a.BC // a.UNIT))
+    return Work(0, 0, loaded, stored, distinct_bytes(a.p_x), a.size("p_y"))

@@ -64,6 +64,11 @@ def distinct_bytes(tensor: Tensor) -> int:
     return elements * tensor.element_size()
 
 
+def spanned(tensor: Tensor) -> int:
+    """Elements from a tensor's first to its last in memory."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
 class _Operations(TorchDispatchMode):
     def __init__(self, events: list):
         super().__init__()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from acs_triton.kernels import descriptor_tables, descriptor_weight_grad, gather_tables, weight_grad
 
-from .launches import distinct_bytes
+from .launches import distinct_bytes, spanned
 from .traffic import (
     LANES,
     SECTOR,
@@ -32,7 +32,7 @@ _HEAD, _TAP = weight_grad.HEAD_FIELDS.value, weight_grad.TAP_FIELDS.value
 def gathered_gemm(a: Arguments, programs: int) -> Work:
     item, lanes = a.p_x.element_size(), a.BK // a.UNIT
     axes, steps = a.table("p_axes", gather_tables.AXIS_FIELDS), a.table("p_steps")
-    seen = {length: np.zeros(-(-a.p_x.numel() // a.UNIT), bool) for length in range(1, lanes + 1)}
+    seen = {length: np.zeros(-(-spanned(a.p_x) // a.UNIT), bool) for length in range(1, lanes + 1)}
     rows_of, gathered = {}, {}
     matrix = loaded = stored = 0
     for job in a.table("p_jobs", gather_tables.JOB_FIELDS):
@@ -198,7 +198,7 @@ def gathered_weight_grad(a: Arguments, programs: int) -> Work:
     o_g = sample * a.g_sample + sum(i * s for i, s in zip(index, (a.g_d, a.g_h, a.g_w), strict=True))
     o_x = sample * a.x_sample + sum(i * s for i, s in zip(index, (a.x_d, a.x_h, a.x_w), strict=True))
     m_g = np.logical_and.reduce([i < n for i, n in zip(index, size, strict=True)])
-    seen = np.zeros(-(-a.p_x.numel() // a.UNIT), bool)
+    seen = np.zeros(-(-spanned(a.p_x) // a.UNIT), bool)
     loaded = stored = 0
     known: dict[tuple, int] = {}
 

@@ -23,6 +23,8 @@ CASES = {
     "1x1": Case(64, 256, (8, 8, 8), kernel=(1, 1), padding=(0, 0)),
     "1x1, strided": Case(64, 128, (8, 8, 8), kernel=(1, 1), padding=(0, 0), stride=(2, 2, 2)),
     "channels not last": Case(64, 70, (5, 6, 7), batch=1, layout="ncdhw"),
+    "channels not last, grouped": Case(72, 40, (6, 8, 10), groups=2, layout="ncdhw"),
+    "channels of no whole vectors": Case(20, 26, (5, 6, 7)),
     "depthwise": Case(96, 96, (8, 8, 16), groups=96, batch=1),
     "depthwise, ragged": Case(40, 40, (7, 8, 9), groups=40),
     "depthwise, strided": Case(

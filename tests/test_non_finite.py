@@ -1,0 +1,41 @@
+"""On CPUs infinite and NaN values reach what is connected to them and nothing else, in gradients too."""
+
+import math
+
+import pytest
+import torch
+from kernels import oracle
+
+from acs_triton.backends import cpu_cost, torch_backend
+from benchmarks.workloads import Layer
+
+LAYERS = {
+    "volume": Layer(8, 12, size=(5, 6, 7), batch=1),
+    "strided": Layer(8, 12, stride=2, size=(5, 6, 7), batch=1),
+    "groups": Layer(6, 15, groups=3, size=(5, 6, 7), batch=1),
+    "depthwise": Layer(6, 6, groups=6, size=(5, 6, 7), batch=1),
+    "by taps": Layer(16, 48, size=(3, 4, 5), batch=1),
+}
+
+
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last_3d], ids=str)
+@pytest.mark.parametrize("name", LAYERS)
+def test_they_reach_what_is_connected(name, format):
+    layer = LAYERS[name]
+    geometry = layer.geometry
+    x = torch.randn(1, layer.in_channels, *layer.size).contiguous(memory_format=format)
+    g = torch.randn(1, layer.out_channels, *geometry.output_size).contiguous(memory_format=format)
+    w = torch.randn(layer.out_channels, layer.in_channels // layer.groups, 3, 3)
+    assert cpu_cost.by_taps(g, x, geometry) == (name == "by taps")
+    at = 0, 1, *(n // 2 for n in layer.size)
+    one = torch.zeros_like(x)
+    x[at], one[at] = math.inf, 1
+    y = torch_backend.conv(x, w, None, geometry)
+    assert torch.equal(~y.isfinite(), oracle.conv(one, torch.ones_like(w), None, geometry) != 0)
+    for_weight = torch_backend.gradients(g, x, w, geometry)[1]
+    assert torch.equal(~for_weight.isfinite(), oracle.weight_grad(torch.ones_like(g), one, geometry) != 0)
+    at = 0, 1, *(n // 2 for n in geometry.output_size)
+    one = torch.zeros_like(g)
+    g[at], one[at] = math.nan, 1
+    for_input = torch_backend.gradients(g, torch.ones_like(x), w, geometry)[0]
+    assert torch.equal(~for_input.isfinite(), oracle.input_grad(one, torch.ones_like(w), geometry) != 0)
