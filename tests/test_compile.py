@@ -40,6 +40,8 @@ from benchmarks.workloads import DTYPES, PRIMITIVES, TYPICAL, Layer, resnet50
 
 pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="TRITON_INTERPRET replaces the compiler")
 
+TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
+
 MATRIX = {
     "sm_80": "HMMA",
     "sm_86": "HMMA",
@@ -135,6 +137,12 @@ def test_values_move_in_vectors(layer, narrow, at_most):
     assert binary.files["ptx"].read_text().count(narrow) <= at_most
 
 
+of_this_compiler = pytest.mark.skipif(
+    TRITON < (3, 6), reason="the figures are those of Triton 3.6 and newer; older ones make longer loops"
+)
+
+
+@of_this_compiler
 @pytest.mark.parametrize(
     ("arch", "primitive", "arithmetic", "at_most"),
     [
@@ -155,6 +163,7 @@ def test_loops_are_tight(arch, primitive, arithmetic, at_most):
     assert report.loop <= at_most
 
 
+@of_this_compiler
 @pytest.mark.parametrize(("arch", "at_most"), [("sm_90", 104), ("sm_100", 118)])
 @pytest.mark.parametrize(
     ("layer", "primitive"), [(Layer(64, 192), "conv"), (Layer(64, 64), "conv"), (Layer(64, 192), "input_grad")]
@@ -173,6 +182,7 @@ def test_loops_with_descriptors_are_tight(arch, at_most, layer, primitive):
     assert report.spilled == 0
 
 
+@of_this_compiler
 def test_the_weight_gradients_loop_with_descriptors_is_tight():
     """A tile of 64x64 channels and a row of 64 positions, three taps: both operands from shared memory."""
     with offline("sm_90") as gpu:

@@ -25,11 +25,11 @@ from .pieces import Piece
 # Rates of two cores of an AMD EPYC (AVX-512), in multiply-adds or bytes a microsecond; only their ratios matter.
 _ONEDNN = 80_000
 _ONEDNN_GRADIENT_OF_VOLUME = 75_000
-_ONEDNN_STRIDED_INPUT_GRADIENT_OF_VOLUME = 20_000
+_ONEDNN_STRIDED_INPUT_GRADIENT_OF_VOLUME = 32_000
 _DEPTHWISE_GRADIENT_OF_VOLUME = 3_700
 _DEPTHWISE_GRADIENT_OF_SLICES = 6_800
-_COPY = 4_000  # to another memory format
-_COPY_OF_ROWS = 8_000  # of channels that lie together, or are few
+_COPY = 2_500  # to another memory format
+_COPY_OF_ROWS = 5_000  # of channels that lie together, or are few
 _REORDER = 700  # of a kernel by oneDNN's 2D gradients
 _LANES = 16
 _FEW_POSITIONS = 512

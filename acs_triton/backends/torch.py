@@ -166,10 +166,11 @@ def _add_mirrored(total: Tensor | None, piece: Piece, geometry: Geometry, grad: 
 
 def _on_slices(piece: Piece, geometry: Geometry, grad: Tensor, input: Tensor, kernel: Tensor, mask, total):
     """The kernel's; the input's is added to ``total``, that of all its channels."""
-    # A part of the planes at a time, for the memory's sake.
+    # A part of the planes at a time, for the memory's sake; all at once where none are copied.
+    copied = mask[0] or not _is_batch(piece.slices.planes_of_input(input))
     most = max(_PART, input.numel() * input.element_size() // (6 * sum(mask)))
     sums = None
-    for slices in piece.slices.parts(input, most):
+    for slices in piece.slices.parts(input, most) if copied else (piece.slices,):
         fit = slices.weight_fit if mask[1] else slices.fit
         planes = fit.apply(slices.of_input(input))
         for_planes, for_kernel, _ = _backward(
@@ -185,6 +186,12 @@ def _on_slices(piece: Piece, geometry: Geometry, grad: Tensor, input: Tensor, ke
             del wide
         del for_planes, for_kernel  # before the next part's are made
     return None if sums is None else sums.to(input.dtype)
+
+
+def _is_batch(planes: Tensor) -> bool:
+    """Whether planes ``(N, count, C, U, V)`` are a batch of images in channels-last memory as they lie."""
+    samples, count, *_ = planes.shape
+    return planes.movedim(2, -1).is_contiguous() or (samples * count == 0)
 
 
 def _on_volume(piece: Piece, geometry: Geometry, grad: Tensor, input: Tensor, kernel: Tensor, mask):
