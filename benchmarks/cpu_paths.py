@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import product
 from statistics import geometric_mean
 
@@ -17,6 +18,7 @@ import torch
 from acs_triton.arguments import conv_params
 from acs_triton.backends import cpu_cost
 from acs_triton.backends import torch as torch_backend
+from acs_triton.layout import memory_format
 
 from .layers import LAYOUTS
 from .measure import alternate
@@ -27,26 +29,34 @@ STEMS = ((3, 3, 2, 64, 1), (3, 7, 2, 48, 1), (3, 7, 2, 64, 1))
 MOST_VOXELS = 4_000_000  # input channels times voxels times batch
 
 
-FORMS = {
-    "volume": {"by_slices": lambda *_: False, "converted": lambda *_: False},
-    "slices": {"by_slices": lambda piece, *_: piece.slices.count > 0, "converted": lambda *_: False},
-    "not exchanged": {"exchanged": lambda *_: False},
-    "converted": {"converted": lambda *_: True},
-}
-"""What replaces the choices of ``cpu_cost``; the others stay."""
+def _volume(plan: cpu_cost.Plan, *_) -> cpu_cost.Plan:
+    return replace(plan, converted=False, by_taps=False, sliced=(False,) * len(plan.sliced))
+
+
+def _slices(plan: cpu_cost.Plan, *_) -> cpu_cost.Plan:
+    return replace(plan, converted=False, by_taps=False, sliced=(True,) * len(plan.sliced))
+
+
+def _converted(plan: cpu_cost.Plan, geometry, grad_output: torch.Tensor, *_) -> cpu_cost.Plan:
+    return replace(plan, converted=memory_format(grad_output) == torch.contiguous_format)
+
+
+FORMS = {"volume": _volume, "slices": _slices, "converted": _converted, "not exchanged": None}
+"""What becomes of the plan; None where only the operands' exchange is put off."""
 
 
 @contextmanager
 def forced(form: str):
     """Gradients in this block take one form wherever it is possible."""
-    chosen = {name: getattr(cpu_cost, name) for name in FORMS[form]}
-    for name, choice in FORMS[form].items():
-        setattr(cpu_cost, name, choice)
+    changed, plan, exchanged = FORMS[form], cpu_cost.plan, cpu_cost.exchanged
+    if changed is None:
+        cpu_cost.exchanged = lambda *_: False
+    else:
+        cpu_cost.plan = lambda *args: changed(plan(*args), *args)
     try:
         yield
     finally:
-        for name, choice in chosen.items():
-            setattr(cpu_cost, name, choice)
+        cpu_cost.plan, cpu_cost.exchanged = plan, exchanged
 
 
 def measure(

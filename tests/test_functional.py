@@ -1,5 +1,7 @@
 """The functions against the written-out definition, float64 unless the dtype is the subject."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import assume, given
@@ -115,7 +117,13 @@ def test_volumes_no_larger_than_the_kernel(dtype, k, groups):
 @pytest.mark.parametrize("groups", [1, 2])
 def test_weight_gradient_with_operands_exchanged(monkeypatch, dtype, by_slices, options, groups):
     exchanges, choose = [], cpu_cost.exchanged
-    monkeypatch.setattr(cpu_cost, "by_slices", lambda *_: by_slices)
+
+    def plan(*args, chosen=cpu_cost.plan):
+        result = chosen(*args)
+        return replace(result, sliced=(by_slices,) * len(result.sliced))
+
+    monkeypatch.setattr(cpu_cost, "plan", plan)
+    monkeypatch.setattr(cpu_cost, "_exchanged", cpu_cost._exchanged.__wrapped__)
     monkeypatch.setattr(cpu_cost, "_takes_onednn", lambda *_: True)  # it does with two threads
     monkeypatch.setattr(cpu_cost, "exchanged", lambda *args: exchanges.append(choose(*args)) or exchanges[-1])
     # One axis is as long as the dilated kernel.

@@ -12,6 +12,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 import torch
@@ -20,7 +22,7 @@ from torch import Tensor
 from ..geometry import Geometry
 from ..layout import memory_format
 from . import onednn
-from .pieces import Piece
+from .pieces import Piece, pieces_of
 
 # Rates of two cores of an AMD EPYC (AVX-512), in multiply-adds or bytes a microsecond; only their ratios matter.
 _ONEDNN = 80_000
@@ -35,22 +37,142 @@ _LANES = 16
 _FEW_POSITIONS = 512
 
 
-def mirrored(grad_output: Tensor, kernel: Tensor, geometry: Geometry) -> bool:
-    """Whether the input's gradient of a piece is computed as a convolution with the mirrored kernel."""
-    return max(geometry.stride) == 1 and onednn.worthwhile(grad_output, kernel)
+@dataclass(frozen=True)
+class Plan:
+    """The forms of a layer's gradients.
 
-
-def by_taps(grad_output: Tensor, input: Tensor, geometry: Geometry) -> bool:
-    """Whether the weight's gradient is computed as a product of matrices for each tap.
-
-    Of few positions and many channels oneDNN's products take less time than its reorderings of the kernel, which
-    it also holds several times.
+    Attributes:
+        converted: all is converted to channels-last memory and back.
+        by_taps: the weight's gradient is a product of matrices for each tap.
+        mirrored, sliced: for each piece, the input's gradient is mirrored; what else is asked for is on slices.
     """
-    few = grad_output[:, 0].numel() <= _FEW_POSITIONS and geometry.groups == 1
-    out_channels = grad_output.shape[1]
-    if not few or min(out_channels, input.shape[1]) < _LANES or not onednn.usable(grad_output):
-        return False
-    return out_channels * prod(geometry.kernel_size) > input[:, 0].numel()
+
+    converted: bool
+    by_taps: bool
+    mirrored: tuple[bool, ...]
+    sliced: tuple[bool, ...]
+
+
+def plan(geometry: Geometry, grad_output: Tensor, input: Tensor, wanted: tuple[bool, bool]) -> Plan:
+    """The forms that take the least time by these estimates.
+
+    Args:
+        grad_output, input: of the convolution (their shapes, dtype and memory formats count).
+        wanted: whether the gradients of input and weight are asked for.
+    """
+    if not onednn.usable(grad_output):
+        none = (False,) * len(pieces_of(geometry, grad_output.shape[1], grad_output.device.type == "cpu"))
+        return Plan(False, False, none, none)
+    last = tuple(memory_format(one) == torch.channels_last_3d for one in (grad_output, input))
+    shape = *grad_output.shape[:2], input.shape[1]
+    # PyTorch's own choices depend on the number of threads.
+    return _plan(geometry, *shape, grad_output.dtype, last, wanted, torch.get_num_threads())
+
+
+@lru_cache(maxsize=4096)
+def _plan(geometry, samples, out_channels, in_channels, dtype, last, wanted, threads) -> Plan:
+    positions, size = samples * prod(geometry.output_size), samples * prod(geometry.input_size)
+    by_taps = wanted[1] and _by_taps(geometry, positions, out_channels, in_channels, size)
+    conversions = out_channels * positions + sum(wanted) * in_channels * size
+    times, mirrored, sliced = [0.0, conversions * dtype.itemsize / _COPY], [], []
+    for piece in pieces_of(geometry, out_channels, True):
+        layer = _Layer(geometry, piece, samples, in_channels // geometry.groups * piece.groups, dtype)
+        forward = wanted[0] and layer.mirrored
+        mask = wanted[0] and not forward, wanted[1] and not by_taps
+        asked = any(mask) and not piece.fit.outside
+        volume, slices = layer.times(mask, last[1]) if asked else (0.0, 0.0)
+        mirrored.append(forward)
+        sliced.append(asked and piece.slices.count > 0 and slices < volume)
+        for converted in (False, True):
+            times[converted] += layer.mirrored_time(converted) if forward else 0
+            times[converted] += min(layer.times(mask, converted)) if asked else 0
+    return Plan(not last[0] and times[1] < times[0], by_taps, tuple(mirrored), tuple(sliced))
+
+
+def _by_taps(geometry: Geometry, positions: int, out_channels: int, in_channels: int, size: int) -> bool:
+    """Of few positions and many channels oneDNN's products take less time than its reorderings of the kernel.
+
+    It also holds the kernel several times.
+    """
+    few = positions <= _FEW_POSITIONS and geometry.groups == 1 and min(out_channels, in_channels) >= _LANES
+    return few and out_channels * prod(geometry.kernel_size) > 4 * size
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A piece's gradients, and the microseconds of their forms."""
+
+    geometry: Geometry
+    piece: Piece
+    samples: int
+    in_channels: int
+    dtype: torch.dtype
+
+    @property
+    def products(self) -> int:
+        """Of one input channel with one output channel of their group, at all taps and positions."""
+        return self.samples * prod(self.geometry.output_size) * prod(self.piece.extent)
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether the input's gradient is computed as a convolution with the mirrored kernel."""
+        if max(self.geometry.stride) > 1 or self.piece.fit.outside:
+            return False
+        return self.products * self.in_channels // self.piece.groups * self.piece.channels > onednn.WORTHWHILE
+
+    def mirrored_time(self, last: bool) -> float:
+        """Of the mirrored convolution. Of plain memory oneDNN makes blocks of channels, and fills them up.
+
+        Zero for grouped convolutions, which take the same time in both formats.
+        """
+        summed = self.piece.channels if last else _filled(1, self.piece.channels)
+        return self.products * _filled(summed, self.in_channels) / _ONEDNN if self.piece.groups == 1 else 0.0
+
+    def times(self, mask: tuple[bool, bool], last: bool) -> tuple[float, float]:
+        """On the volume and on its slices.
+
+        Args:
+            mask: whether the gradients of input and kernel are asked for.
+            last: all is in channels-last memory.
+        """
+        piece, stride = self.piece, self.geometry.stride
+        asked, strided, groups = sum(mask), max(stride) > 1, piece.groups
+        group_in, group_out = self.in_channels // groups, piece.channels // groups
+        read = self.in_channels * self.samples * prod(self.geometry.input_size) * self.dtype.itemsize
+        copy = read / (_COPY_OF_ROWS if last or self.in_channels < _LANES // 2 else _COPY)
+        # The input's gradient is cleared, and its planes written.
+        copies = mask[1] / (stride[piece.view] if last else 1) + 2 * mask[0]
+        if last and piece.view == 0 and stride[0] == 1 and not mask[0]:
+            copies = 0  # the slices lie in the volume
+        if group_in == 1 and groups > 1:
+            work = asked * self.products * _filled(1, piece.channels)
+            volume = work / _DEPTHWISE_GRADIENT_OF_VOLUME + (1 + 2 * mask[0]) * copy
+            return volume, work / _DEPTHWISE_GRADIENT_OF_SLICES + copies * copy
+        # Vectors run along the channels; those of another group cannot fill them up.
+        work = self.products * groups * _filled(group_in, group_out)
+        fewest = work if strided or mask[0] else self.products * groups * _fewest_filled(group_in, group_out)
+        # The kernel and its gradient are reordered too, which outweighs the rest where they are large.
+        reorder = piece.channels * group_in * prod(piece.extent) * self.dtype.itemsize / _REORDER
+        slices = asked * (fewest / _ONEDNN + reorder) + copies * copy + onednn.START
+        operands = piece.extent, stride, piece.fit.padding, piece.dilation, groups, self.dtype
+        inputs, outputs = (
+            (self.samples, channels, *size)
+            for channels, size in (
+                (self.in_channels, self.geometry.input_size),
+                (piece.channels, self.geometry.output_size),
+            )
+        )
+        if not _takes_onednn(inputs, piece.channels, *operands):
+            volume = asked * self.products * groups * group_in * group_out / onednn.SLOW_CONV3D
+            volume += (2 * mask[0] + last) * copy
+        elif mask[0]:
+            rate = _ONEDNN_STRIDED_INPUT_GRADIENT_OF_VOLUME if strided else _ONEDNN_GRADIENT_OF_VOLUME
+            volume = work / rate + mask[1] * work / _ONEDNN_GRADIENT_OF_VOLUME + (0 if last else 2 * copy)
+        elif last and _takes_onednn(outputs, self.in_channels, *operands):
+            volume = fewest / _ONEDNN_GRADIENT_OF_VOLUME
+        else:
+            volume = work / _ONEDNN_GRADIENT_OF_VOLUME
+        return volume, slices
 
 
 def exchanged(grad: Tensor, input: Tensor, kernel: Tensor, stride, padding, dilation, groups: int) -> bool:
@@ -60,112 +182,28 @@ def exchanged(grad: Tensor, input: Tensor, kernel: Tensor, stride, padding, dila
     input's channels: oneDNN's vectors run along these, of which fewer may be left over. In other memory than
     channels-last it reorders both, and nothing is gained.
     """
-    if max(stride) > 1 or grad.stride(1) != 1 or input.stride(1) != 1:
+    if max(stride) > 1 or grad.stride(1) != 1 or input.stride(1) != 1 or not onednn.usable(grad):
         return False
-    channels = input.shape[1] // groups, grad.shape[1] // groups
-    if not onednn.usable(grad) or _fewest_filled(*channels) == _filled(*channels):
+    operands = tuple(grad.shape), input.shape[1], tuple(kernel.shape[2:]), tuple(padding), tuple(dilation), groups
+    return _exchanged(*operands, grad.dtype, torch.get_num_threads())
+
+
+@lru_cache(maxsize=4096)
+def _exchanged(grad_shape, in_channels, extent, padding, dilation, groups, dtype, threads) -> bool:
+    channels = in_channels // groups, grad_shape[1] // groups
+    if _fewest_filled(*channels) == _filled(*channels):
         return False
-    padding = exchanged_padding(kernel, padding, dilation)
-    reach = [(k - 1) * d + 1 for k, d in zip(kernel.shape[2:], dilation, strict=True)]
+    padding = exchanged_padding(extent, padding, dilation)
+    reach = [(k - 1) * d + 1 for k, d in zip(extent, dilation, strict=True)]
     # oneDNN's weight gradient may not pad an axis that the kernel spans, see `pieces_of`.
-    if any(pad < 0 or (pad and n <= k) for pad, n, k in zip(padding, grad.shape[2:], reach, strict=True)):
+    if any(pad < 0 or (pad and n <= k) for pad, n, k in zip(padding, grad_shape[2:], reach, strict=True)):
         return False
-    return _takes_onednn(grad, input.shape[1], kernel.shape[2:], stride, padding, dilation, groups)
+    return _takes_onednn(grad_shape, in_channels, extent, (1,) * len(extent), padding, dilation, groups, dtype)
 
 
-def exchanged_padding(kernel: Tensor, padding, dilation) -> tuple[int, ...]:
+def exchanged_padding(extent, padding, dilation) -> tuple[int, ...]:
     """The padding of the mirrored convolution at stride 1."""
-    return tuple((k - 1) * d - pad for k, d, pad in zip(kernel.shape[2:], dilation, padding, strict=True))
-
-
-def by_slices(
-    piece: Piece, geometry: Geometry, input: Tensor, grad_output: Tensor, kernel: Tensor, mask: tuple[bool, bool, bool]
-) -> bool:
-    """Whether gradients of a piece are computed on slices.
-
-    Args:
-        input: the piece's channels of the input (its shape, dtype and strides count).
-        grad_output: the piece's channels of the output's gradient.
-        kernel: the piece's kernel (its size counts).
-        mask: whether the gradients of input, kernel and bias are asked for.
-    """
-    if piece.slices.count == 0 or not onednn.usable(grad_output):
-        return False
-    last = memory_format(input) == torch.channels_last_3d
-    volume, slices = _times(piece, geometry, input, grad_output, kernel, mask, last)
-    return slices < volume
-
-
-def converted(
-    pieces: tuple[Piece, ...],
-    geometry: Geometry,
-    input: Tensor,
-    grad_output: Tensor,
-    weight: Tensor,
-    wanted: tuple[bool, bool],
-) -> bool:
-    """Whether gradients in plain memory are worth a conversion of it all to channels-last and back.
-
-    Args:
-        input, grad_output, weight: of the convolution (their shapes and dtype count).
-        wanted: whether the gradients of input and weight are asked for.
-    """
-    if not onednn.usable(grad_output):
-        return False
-    copied = grad_output.numel() + sum(wanted) * input.numel()
-    times = [0.0, copied * grad_output.element_size() / _COPY]
-    for piece in pieces:
-        if piece.fit.outside:
-            continue
-        data, kernel = piece.of_input(input, geometry.groups), piece.of_output(weight, 0)
-        grad = piece.of_output(grad_output, 1)
-        forward = wanted[0] and mirrored(grad, kernel, geometry)
-        mask = wanted[0] and not forward, wanted[1], False
-        channels, positions = data.shape[1], prod(piece.extent) * grad[:, 0].numel()
-        for last in (False, True):
-            if forward and piece.groups == 1:
-                # Of plain memory oneDNN makes blocks of channels, and fills them up.
-                summed = piece.channels if last else _filled(1, piece.channels)
-                times[last] += positions * _filled(summed, channels) / _ONEDNN
-            if any(mask):
-                times[last] += min(_times(piece, geometry, data, grad, kernel, mask, last))
-    return times[1] < times[0]
-
-
-def _times(
-    piece: Piece, geometry: Geometry, input: Tensor, grad_output: Tensor, kernel: Tensor, mask, last: bool
-) -> tuple[float, float]:
-    """Microseconds on the volume and on its slices; ``last``: all is channels-last. Else as :func:`by_slices`."""
-    asked, strided = sum(mask), max(geometry.stride) > 1
-    group_in, group_out = input.shape[1] // piece.groups, piece.channels // piece.groups
-    positions = prod(piece.extent) * grad_output[:, 0].numel()
-    copy = input.numel() * input.element_size() / (_COPY_OF_ROWS if last or input.shape[1] < _LANES // 2 else _COPY)
-    # The input's gradient is cleared, and its planes written.
-    copies = mask[1] / (geometry.stride[piece.view] if last else 1) + 2 * mask[0]
-    if last and piece.view == 0 and geometry.stride[0] == 1 and not mask[0]:
-        copies = 0  # the slices lie in the volume
-    if group_in == 1 and piece.groups > 1:
-        work = asked * positions * _filled(1, piece.channels)
-        volume = work / _DEPTHWISE_GRADIENT_OF_VOLUME + (1 + 2 * mask[0]) * copy
-        return volume, work / _DEPTHWISE_GRADIENT_OF_SLICES + copies * copy
-    # Vectors run along the channels; those of another group cannot fill them up.
-    work = positions * piece.groups * _filled(group_in, group_out)
-    fewest = work if strided or mask[0] else positions * piece.groups * _fewest_filled(group_in, group_out)
-    # The kernel and its gradient are reordered too, which outweighs the rest where they are large.
-    reorder = kernel.numel() * kernel.element_size() / _REORDER
-    slices = asked * (fewest / _ONEDNN + reorder) + copies * copy + onednn.START
-    operands = piece.extent, geometry.stride, piece.fit.padding, piece.dilation, piece.groups
-    if not _takes_onednn(input, piece.channels, *operands):
-        volume = asked * positions * piece.groups * group_in * group_out / onednn.SLOW_CONV3D
-        volume += (2 * mask[0] + last) * copy
-    elif mask[0]:
-        rate = _ONEDNN_STRIDED_INPUT_GRADIENT_OF_VOLUME if strided else _ONEDNN_GRADIENT_OF_VOLUME
-        volume = work / rate + mask[1] * work / _ONEDNN_GRADIENT_OF_VOLUME + (0 if last else 2 * copy)
-    elif last and _takes_onednn(grad_output, input.shape[1], *operands):
-        volume = fewest / _ONEDNN_GRADIENT_OF_VOLUME
-    else:
-        volume = work / _ONEDNN_GRADIENT_OF_VOLUME
-    return volume, slices
+    return tuple((k - 1) * d - pad for k, d, pad in zip(extent, dilation, padding, strict=True))
 
 
 def _filled(others: int, along: int) -> int:
@@ -178,9 +216,10 @@ def _fewest_filled(in_channels: int, out_channels: int) -> int:
     return min(_filled(in_channels, out_channels), _filled(out_channels, in_channels))
 
 
-def _takes_onednn(input: Tensor, out_channels: int, extent, stride, padding, dilation, groups: int) -> bool:
-    """Whether PyTorch's own choice for a convolution is oneDNN."""
-    kernel = input.new_empty((out_channels, input.shape[1] // groups, *extent))
+def _takes_onednn(shape, out_channels: int, extent, stride, padding, dilation, groups: int, dtype) -> bool:
+    """Whether PyTorch's own choice for a convolution of a tensor of this shape is oneDNN."""
+    input = torch.empty(shape, dtype=dtype)
+    kernel = torch.empty((out_channels, shape[1] // groups, *extent), dtype=dtype)
     zeros = (0,) * len(extent)
     backend = torch._C._select_conv_backend(input, kernel, None, stride, padding, dilation, False, zeros, groups)
     return backend == torch._C._ConvBackend.Mkldnn

@@ -19,6 +19,9 @@ START = 40
 SLOW_CONV3D = 15_000
 """Multiply-adds a microsecond of PyTorch's own convolution, on the machine of :mod:`.cpu_cost`."""
 
+WORTHWHILE = START * SLOW_CONV3D
+"""Multiply-adds that outweigh oneDNN's start."""
+
 
 def usable(tensor: Tensor) -> bool:
     """Whether oneDNN can compute a convolution of this tensor."""
@@ -39,7 +42,7 @@ def worthwhile(volume: Tensor, kernel: Tensor, stride=(1, 1, 1)) -> bool:
     ``volume`` is its output, or its input where its ``stride`` is given.
     """
     work = volume.numel() // (volume.shape[1] * prod(stride)) * kernel.numel()
-    return work > START * SLOW_CONV3D and usable(volume)
+    return work > WORTHWHILE and usable(volume)
 
 
 def conv3d(

@@ -182,22 +182,25 @@ def cut(tensor: Tensor, pieces: tuple[Piece, ...]) -> tuple[Tensor, ...]:
 
 
 @lru_cache(maxsize=4096)
-def pieces_of(geometry: Geometry, out_channels: int) -> tuple[Piece, ...]:
-    """The pieces in the order of their output channels."""
+def pieces_of(geometry: Geometry, out_channels: int, narrow: bool) -> tuple[Piece, ...]:
+    """The pieces in the order of their output channels.
+
+    ``narrow``: those of large depthwise layers have a vector's channels, since what a piece takes is held beside the
+    result. (On a GPU one launch for all is better.)
+    """
     g = geometry
     views = ((g.views[0][0], 0, out_channels),) if g.coincident else g.views
     per_group = out_channels // g.groups
-    # What a piece takes is held beside the result. Depthwise channels can be cut anywhere: into oneDNN's vectors, where
-    # one is enough work.
-    most = _CUT_CHANNELS if per_group == 1 < g.groups and prod(g.output_size) >= _CUT_POSITIONS else out_channels
+    narrow = narrow and per_group == 1 < g.groups and prod(g.output_size) >= _CUT_POSITIONS
+    most = _CUT_CHANNELS if narrow else out_channels
     pieces = []
     for view, first, end in views:
         start, extent, dilation = g.start[view], g.extent(view), g.dilation[view]
         where = start, g.input_size, g.output_size, g.stride, extent, dilation
-        # oneDNN's weight gradient (PyTorch 2.14) is wrong, or writes where it must not, for float32 and
-        # bfloat16 inputs that are no larger than the kernel along an axis that it pads itself.
         mirrored = tuple(-a - (k - 1) * d for a, k, d in zip(start, extent, dilation, strict=True))
         mirrored = _fit(mirrored, g.output_size, g.input_size, (1, 1, 1), extent, dilation)
+        # oneDNN's weight gradient (PyTorch 2.14) is wrong, or writes where it must not, for float32 and
+        # bfloat16 inputs that are no larger than the kernel along an axis that it pads itself.
         fits = _fit(*where), mirrored, _fit(*where, pads_small_inputs=False), _slices(view, where)
         while first < end:
             group, done = divmod(first, per_group)

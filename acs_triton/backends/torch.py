@@ -24,7 +24,7 @@ def conv(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry)
     """Forward: ``(N, C, D, H, W)`` and ``(O, C/groups, ku, kv)`` to ``(N, O, *geometry.output_size)``."""
     if geometry.mixed:
         return mixed.conv(conv, mixed.fewest_taps(geometry, weight.shape[0]), input, weight, bias, geometry)
-    format, pieces = memory_format(input), pieces_of(geometry, weight.shape[0])
+    format, pieces = memory_format(input), pieces_of(geometry, weight.shape[0], _on_cpu(input))
     biases = (None,) * len(pieces) if bias is None else cut(bias, pieces)
     kernels = cut(weight, pieces)
     shape = input.shape[0], weight.shape[0], *geometry.output_size
@@ -72,7 +72,7 @@ def gradients(
     if geometry.mixed:
         planes = mixed.fewest_taps(geometry, grad_output.shape[1])
         return mixed.gradients(gradients, planes, grad_output, input, weight, geometry)
-    if grad_output.dtype == torch.float16 and grad_output.device.type == "cpu":
+    if grad_output.dtype == torch.float16 and _on_cpu(grad_output):
         # PyTorch's own gradients sum up taps in float16.
         wide = [None if one is None else one.float() for one in (grad_output, input, weight)]
         return tuple(None if one is None else one.half() for one in _gradients(*wide, geometry))
@@ -81,11 +81,8 @@ def gradients(
 
 def _gradients(grad_output: Tensor, input: Tensor | None, weight: Tensor | None, geometry: Geometry):
     """:func:`gradients` of views that are not mixed."""
-    if input is not None and cpu_cost.by_taps(grad_output, input, geometry):
-        for_input = None if weight is None else _gradients(grad_output, None, weight, geometry)[0]
-        return for_input, _by_taps(grad_output, input, geometry)
     format, groups = memory_format(grad_output), geometry.groups
-    pieces = pieces_of(geometry, grad_output.shape[1])
+    pieces = pieces_of(geometry, grad_output.shape[1], _on_cpu(grad_output))
     wanted = weight is not None, input is not None
     channels = weight.shape[1] * groups if wanted[0] else input.shape[1]
     size = grad_output.shape[0], channels, *geometry.input_size
@@ -93,24 +90,25 @@ def _gradients(grad_output: Tensor, input: Tensor | None, weight: Tensor | None,
     data = input if wanted[1] else _empty(grad_output, size, format)
     shape = grad_output.shape[1], channels // groups, *geometry.kernel_size
     kernels = weight if wanted[0] else grad_output.new_empty(shape)
-    if format == torch.contiguous_format and cpu_cost.converted(pieces, geometry, data, grad_output, kernels, wanted):
+    plan = cpu_cost.plan(geometry, grad_output, data, wanted)
+    if plan.converted:
         last = [None if one is None else converted(one, torch.channels_last_3d) for one in (grad_output, input)]
         for_input, for_weight = _gradients(*last, weight, geometry)
         return None if for_input is None else converted(for_input, format), for_weight
+    by_pieces = wanted[1] and not plan.by_taps
     # Pieces that reach all channels are added up as they come; others are added to a part of the sum.
     whole = all(piece.groups == groups and not piece.fit.outside for piece in pieces)
     total = None if whole or not wanted[0] else _empty(grad_output, size, format).zero_()
-    for_weight = None if not wanted[1] else torch.empty_like(kernels) if wanted[0] else kernels
-    for piece, kernel in zip(pieces, cut(kernels, pieces), strict=True):
+    for_weight = None if not by_pieces else torch.empty_like(kernels) if wanted[0] else kernels
+    for piece, kernel, mirrored, sliced in zip(pieces, cut(kernels, pieces), plan.mirrored, plan.sliced, strict=True):
         if piece.fit.outside:
-            if wanted[1]:
+            if by_pieces:
                 piece.of_output(for_weight, 0).zero_()
             continue
         grad, part = piece.of_output(grad_output, 1), piece.of_input(data, groups)
-        mirrored = wanted[0] and cpu_cost.mirrored(grad, kernel, geometry)
-        mask = wanted[0] and not mirrored, wanted[1], False
+        mask = wanted[0] and not mirrored, by_pieces, False
         for_kernel = None
-        if any(mask) and cpu_cost.by_slices(piece, geometry, part, grad, kernel, mask):
+        if sliced:
             if mask[0] and total is None:
                 total = _empty(grad, size, format).zero_()
             for_kernel = _on_slices(piece, geometry, grad, part, kernel, mask, total)
@@ -127,6 +125,8 @@ def _gradients(grad_output: Tensor, input: Tensor | None, weight: Tensor | None,
         if for_kernel is not None:
             piece.of_output(for_weight, 0).copy_(for_kernel)
         del grad, part, for_kernel  # before the next piece's are made
+    if plan.by_taps:
+        for_weight = _by_taps(grad_output, input, geometry)
     return total.contiguous(memory_format=format) if wanted[0] else None, for_weight
 
 
@@ -134,7 +134,7 @@ def _by_taps(grad_output: Tensor, input: Tensor, geometry: Geometry) -> Tensor:
     """The weight's gradient of one group, as a product of matrices for each tap."""
     grads, data = (converted(one, torch.channels_last_3d).movedim(1, -1) for one in (grad_output, input))
     for_weight = input.new_empty(grads.shape[-1], data.shape[-1], prod(geometry.kernel_size))
-    for piece in pieces_of(geometry, grads.shape[-1]):
+    for piece in pieces_of(geometry, grads.shape[-1], True):
         for number, tap in enumerate(geometry.taps(piece.view)):
             written, read = [slice(None)], [slice(None)]
             axes = zip(tap, geometry.input_size, geometry.output_size, geometry.stride, strict=True)
@@ -221,11 +221,15 @@ def _backward(grad, input, kernel, stride, padding, dilation, groups: int, mask)
     exchanged = not mask[0] and cpu_cost.exchanged(grad, input, kernel, stride, padding, dilation, groups)
     if exchanged:
         grad, input, kernel = input, grad, _transposed(kernel, groups)
-        padding = cpu_cost.exchanged_padding(kernel, padding, dilation)
+        padding = cpu_cost.exchanged_padding(kernel.shape[2:], padding, dilation)
     for_input, for_kernel, for_bias = torch.ops.aten.convolution_backward(
         grad, input, kernel, None, stride, padding, dilation, False, zeros, groups, mask
     )
     return for_input, _transposed(for_kernel, groups) if exchanged else for_kernel, for_bias
+
+
+def _on_cpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
 
 
 def _empty(like: Tensor, size, memory_format: torch.memory_format) -> Tensor:
