@@ -1,6 +1,7 @@
 """Which form of a convolution's gradients is fastest on a CPU: the estimated times, compared.
 
-* The *mirrored* form of the input's gradient is a forward convolution, which oneDNN has fast kernels for.
+* The *mirrored* form of the input's gradient is a forward convolution, which oneDNN has fast kernels for; at a stride,
+  one for each class of positions.
 * The others are computed on the *volume* or on its *slices*. oneDNN has no 3D kernel for the gradients of
   depthwise layers, and PyTorch gives small volumes to its own ``slow_conv3d``. Slices are a batch of images, for
   which oneDNN has 2D kernels in every case; they cost a copy of what is not contiguous in memory.
@@ -33,6 +34,7 @@ _DEPTHWISE_GRADIENT_OF_SLICES = 6_800
 _COPY = 2_500  # to another memory format
 _COPY_OF_ROWS = 5_000  # of channels that lie together, or are few
 _REORDER = 700  # of a kernel by oneDNN's 2D gradients
+_GATHER = 300  # of single taps of a kernel
 _LANES = 16
 _FEW_POSITIONS = 512
 
@@ -77,7 +79,7 @@ def _plan(geometry, samples, out_channels, in_channels, dtype, last, wanted, thr
     times, mirrored, sliced = [0.0, conversions * dtype.itemsize / _COPY], [], []
     for piece in pieces_of(geometry, out_channels, True):
         layer = _Layer(geometry, piece, samples, in_channels // geometry.groups * piece.groups, dtype)
-        forward = wanted[0] and layer.mirrored
+        forward = wanted[0] and layer.mirrored(wanted[1] and not by_taps, last[1])
         mask = wanted[0] and not forward, wanted[1] and not by_taps
         asked = any(mask) and not piece.fit.outside
         volume, slices = layer.times(mask, last[1]) if asked else (0.0, 0.0)
@@ -94,8 +96,8 @@ def _by_taps(geometry: Geometry, positions: int, out_channels: int, in_channels:
 
     It also holds the kernel several times.
     """
-    few = positions <= _FEW_POSITIONS and geometry.groups == 1 and min(out_channels, in_channels) >= _LANES
-    return few and out_channels * prod(geometry.kernel_size) > 4 * size
+    few = positions <= _FEW_POSITIONS and max(geometry.stride) == geometry.groups == 1
+    return few and min(out_channels, in_channels) >= _LANES and out_channels * prod(geometry.kernel_size) > 4 * size
 
 
 @dataclass(frozen=True)
@@ -114,19 +116,44 @@ class _Layer:
         return self.samples * prod(self.geometry.output_size) * prod(self.piece.extent)
 
     @property
-    def mirrored(self) -> bool:
-        """Whether the input's gradient is computed as a convolution with the mirrored kernel."""
-        if max(self.geometry.stride) > 1 or self.piece.fit.outside:
+    def kernel(self) -> int:
+        """Elements of the kernel."""
+        return self.piece.channels * self.in_channels // self.piece.groups * prod(self.piece.extent)
+
+    @property
+    def read(self) -> int:
+        """Bytes of the input."""
+        return self.in_channels * self.samples * prod(self.geometry.input_size) * self.dtype.itemsize
+
+    def mirrored(self, of_kernel: bool, last: bool) -> bool:
+        """Whether the input's gradient is computed as convolutions with the mirrored kernel.
+
+        Args:
+            of_kernel: the kernel's gradient is asked for, too.
+            last: the input is in channels-last memory.
+        """
+        work = self.samples * prod(self.geometry.output_size) * self.kernel
+        if self.piece.fit.outside or work <= onednn.WORTHWHILE * len(self.piece.mirrored):
             return False
-        return self.products * self.in_channels // self.piece.groups * self.piece.channels > onednn.WORTHWHILE
+        if max(self.geometry.stride) == 1:
+            return True
+        if self.piece.groups > 1:
+            return False  # on slices oneDNN has kernels for these
+        kernel_only = min(self.times((False, True), last)) if of_kernel else 0.0
+        return self.mirrored_time(True) + kernel_only < min(self.times((True, of_kernel), last))
 
     def mirrored_time(self, last: bool) -> float:
-        """Of the mirrored convolution. Of plain memory oneDNN makes blocks of channels, and fills them up.
+        """Of the mirrored convolutions. Of plain memory oneDNN makes blocks of channels, and fills them up.
 
         Zero for grouped convolutions, which take the same time in both formats.
         """
-        summed = self.piece.channels if last else _filled(1, self.piece.channels)
-        return self.products * _filled(summed, self.in_channels) / _ONEDNN if self.piece.groups == 1 else 0.0
+        if self.piece.groups > 1:
+            return 0.0
+        summed, apart = self.piece.channels if last else _filled(1, self.piece.channels), 0.0
+        if max(self.geometry.stride) > 1:  # the kernel is taken apart, and what comes is added to all positions
+            apart = len(self.piece.mirrored) * onednn.START + self.kernel * self.dtype.itemsize / _GATHER
+            apart += 2 * self.read / _COPY_OF_ROWS
+        return self.products * _filled(summed, self.in_channels) / _ONEDNN + apart
 
     def times(self, mask: tuple[bool, bool], last: bool) -> tuple[float, float]:
         """On the volume and on its slices.
@@ -138,8 +165,7 @@ class _Layer:
         piece, stride = self.piece, self.geometry.stride
         asked, strided, groups = sum(mask), max(stride) > 1, piece.groups
         group_in, group_out = self.in_channels // groups, piece.channels // groups
-        read = self.in_channels * self.samples * prod(self.geometry.input_size) * self.dtype.itemsize
-        copy = read / (_COPY_OF_ROWS if last or self.in_channels < _LANES // 2 else _COPY)
+        copy = self.read / (_COPY_OF_ROWS if last or self.in_channels < _LANES // 2 else _COPY)
         # The input's gradient is cleared, and its planes written.
         copies = mask[1] / (stride[piece.view] if last else 1) + 2 * mask[0]
         if last and piece.view == 0 and stride[0] == 1 and not mask[0]:
@@ -152,7 +178,7 @@ class _Layer:
         work = self.products * groups * _filled(group_in, group_out)
         fewest = work if strided or mask[0] else self.products * groups * _fewest_filled(group_in, group_out)
         # The kernel and its gradient are reordered too, which outweighs the rest where they are large.
-        reorder = piece.channels * group_in * prod(piece.extent) * self.dtype.itemsize / _REORDER
+        reorder = self.kernel * self.dtype.itemsize / _REORDER
         slices = asked * (fewest / _ONEDNN + reorder) + copies * copy + onednn.START
         operands = piece.extent, stride, piece.fit.padding, piece.dilation, groups, self.dtype
         inputs, outputs = (
@@ -172,7 +198,7 @@ class _Layer:
             volume = fewest / _ONEDNN_GRADIENT_OF_VOLUME
         else:
             volume = work / _ONEDNN_GRADIENT_OF_VOLUME
-        return volume, slices
+        return volume + 2 * mask[0] * self.read / _COPY_OF_ROWS, slices  # parts are added up
 
 
 def exchanged(grad: Tensor, input: Tensor, kernel: Tensor, stride, padding, dilation, groups: int) -> bool:

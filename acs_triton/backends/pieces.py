@@ -12,9 +12,10 @@ crops are views, and a padded copy is made for the rest only.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from math import prod
+from math import gcd, prod
 
 import torch
 import torch.nn.functional as F
@@ -138,11 +139,52 @@ def _batch(planes: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Mirrored:
+    """Input positions that the same taps reach: their gradient is one convolution of the output's gradient, mirrored.
+
+    At stride 1 all positions; otherwise every axis falls into as many classes as its stride.
+
+    Attributes:
+        positions: the input positions.
+        taps: the kernel's taps that reach them.
+        dilation: of those taps on the output's gradient.
+        fit: of the output's gradient.
+    """
+
+    positions: tuple[slice, slice, slice]
+    taps: tuple[slice, slice, slice]
+    dilation: Triple
+    fit: Fit
+
+
+def _mirrored(*where: Triple) -> tuple[Mirrored, ...]:
+    """The classes of input positions that samples reach; arguments as :func:`_fit`'s."""
+    out, classes = where[2], []
+    for axes in itertools.product(*(_axis_classes(*axis) for axis in zip(*where, strict=True))):
+        positions, taps, start, count, extent, dilation = zip(*axes, strict=True)
+        fit = _fit(start, out, count, (1, 1, 1), extent, dilation)
+        if not fit.outside:
+            classes.append(Mirrored(positions, taps, dilation, fit))
+    return tuple(classes)
+
+
+def _axis_classes(start: int, size: int, out: int, stride: int, extent: int, dilation: int):
+    """Positions, taps, and the mirrored convolution's start, output size, extent and dilation, class by class."""
+    every = stride // gcd(stride, dilation)  # taps so far apart reach the same class
+    for first_tap in range(min(every, extent)):
+        shift, position = divmod(start + first_tap * dilation, stride)
+        taps, count = len(range(first_tap, extent, every)), len(range(position, size, stride))
+        if count:
+            apart = dilation * every // stride
+            mirrored_start = -shift - (taps - 1) * apart
+            yield slice(position, None, stride), slice(first_tap, None, every), mirrored_start, count, taps, apart
+
+
+@dataclass(frozen=True)
 class Piece:
     """What one convolution computes: output channels ``[first, end)`` of one view, whole groups or a part of one.
 
-    ``fit`` is the volume's for the forward convolution, ``weight_fit`` for the weight gradient. ``mirrored`` is
-    the output's gradient's for the convolution with the mirrored kernel that gives the input's, at stride 1.
+    ``fit`` is the volume's for the forward convolution, ``weight_fit`` for the weight gradient.
     """
 
     view: int
@@ -153,7 +195,7 @@ class Piece:
     extent: Triple
     dilation: Triple
     fit: Fit
-    mirrored: Fit
+    mirrored: tuple[Mirrored, ...]
     weight_fit: Fit
     slices: Slices
 
@@ -197,11 +239,9 @@ def pieces_of(geometry: Geometry, out_channels: int, narrow: bool) -> tuple[Piec
     for view, first, end in views:
         start, extent, dilation = g.start[view], g.extent(view), g.dilation[view]
         where = start, g.input_size, g.output_size, g.stride, extent, dilation
-        mirrored = tuple(-a - (k - 1) * d for a, k, d in zip(start, extent, dilation, strict=True))
-        mirrored = _fit(mirrored, g.output_size, g.input_size, (1, 1, 1), extent, dilation)
         # oneDNN's weight gradient (PyTorch 2.14) is wrong, or writes where it must not, for float32 and
         # bfloat16 inputs that are no larger than the kernel along an axis that it pads itself.
-        fits = _fit(*where), mirrored, _fit(*where, pads_small_inputs=False), _slices(view, where)
+        fits = _fit(*where), _mirrored(*where), _fit(*where, pads_small_inputs=False), _slices(view, where)
         while first < end:
             group, done = divmod(first, per_group)
             whole = min((end - first) // per_group, most) if done == 0 else 0

@@ -96,9 +96,12 @@ def _gradients(grad_output: Tensor, input: Tensor | None, weight: Tensor | None,
         for_input, for_weight = _gradients(*last, weight, geometry)
         return None if for_input is None else converted(for_input, format), for_weight
     by_pieces = wanted[1] and not plan.by_taps
+    strided = max(geometry.stride) > 1
+    # Positions that are apart are added at the memory's speed where their channels lie together.
+    sum_format = torch.channels_last_3d if strided and all(plan.mirrored) else format
     # Pieces that reach all channels are added up as they come; others are added to a part of the sum.
     whole = all(piece.groups == groups and not piece.fit.outside for piece in pieces)
-    total = None if whole or not wanted[0] else _empty(grad_output, size, format).zero_()
+    total = None if whole or not wanted[0] else _empty(grad_output, size, sum_format).zero_()
     for_weight = None if not by_pieces else torch.empty_like(kernels) if wanted[0] else kernels
     for piece, kernel, mirrored, sliced in zip(pieces, cut(kernels, pieces), plan.mirrored, plan.sliced, strict=True):
         if piece.fit.outside:
@@ -108,9 +111,9 @@ def _gradients(grad_output: Tensor, input: Tensor | None, weight: Tensor | None,
         grad, part = piece.of_output(grad_output, 1), piece.of_input(data, groups)
         mask = wanted[0] and not mirrored, by_pieces, False
         for_kernel = None
+        if total is None and ((sliced and mask[0]) or (mirrored and strided)):
+            total = _empty(grad, size, sum_format).zero_()
         if sliced:
-            if mask[0] and total is None:
-                total = _empty(grad, size, format).zero_()
             for_kernel = _on_slices(piece, geometry, grad, part, kernel, mask, total)
         elif any(mask):
             grad = grad.contiguous(memory_format=format)  # once for both derivatives
@@ -121,13 +124,13 @@ def _gradients(grad_output: Tensor, input: Tensor | None, weight: Tensor | None,
                 piece.of_input(total, groups).add_(for_part)
             del for_part
         if mirrored:
-            total = _add_mirrored(total, piece, geometry, grad.contiguous(memory_format=format), kernel)
+            total = _add_mirrored(total, piece, geometry, grad.contiguous(memory_format=sum_format), kernel)
         if for_kernel is not None:
             piece.of_output(for_weight, 0).copy_(for_kernel)
         del grad, part, for_kernel  # before the next piece's are made
     if plan.by_taps:
         for_weight = _by_taps(grad_output, input, geometry)
-    return total.contiguous(memory_format=format) if wanted[0] else None, for_weight
+    return converted(total, format) if wanted[0] else None, for_weight
 
 
 def _by_taps(grad_output: Tensor, input: Tensor, geometry: Geometry) -> Tensor:
@@ -149,15 +152,18 @@ def _by_taps(grad_output: Tensor, input: Tensor, geometry: Geometry) -> Tensor:
 
 
 def _add_mirrored(total: Tensor | None, piece: Piece, geometry: Geometry, grad: Tensor, kernel: Tensor) -> Tensor:
-    """``total`` and the piece's part of the input's gradient, by a convolution with the mirrored kernel.
+    """``total`` and the piece's part of the input's gradient, by convolutions with the mirrored kernel.
 
-    The part is the result if there is no ``total``; the piece then reaches all channels.
+    At stride 1 the part is the result if there is no ``total``; the piece then reaches all channels.
     """
-    kernel, fit = _transposed(kernel.unsqueeze(piece.view + 2), piece.groups), piece.mirrored
-    operands = fit.apply(grad), kernel, None, (1, 1, 1), fit.padding, piece.dilation, piece.groups
-    if piece.groups == geometry.groups:
-        return onednn.conv3d(*operands, total=total)
-    piece.of_input(total, geometry.groups).add_(onednn.conv3d(*operands))
+    kernel = kernel.unsqueeze(piece.view + 2)
+    for one in piece.mirrored:
+        taps = _transposed(kernel[(..., *one.taps)], piece.groups)
+        operands = one.fit.apply(grad), taps, None, (1, 1, 1), one.fit.padding, one.dilation, piece.groups
+        if piece.groups == geometry.groups and geometry.stride == (1, 1, 1):
+            total = onednn.conv3d(*operands, total=total)
+        else:
+            piece.of_input(total, geometry.groups)[(..., *one.positions)].add_(onednn.conv3d(*operands))
     return total
 
 
