@@ -18,7 +18,6 @@ import torch
 from acs_triton.arguments import conv_params
 from acs_triton.backends import cpu_cost
 from acs_triton.backends import torch as torch_backend
-from acs_triton.layout import memory_format
 
 from .layers import LAYOUTS
 from .measure import alternate
@@ -37,8 +36,8 @@ def _slices(plan: cpu_cost.Plan, *_) -> cpu_cost.Plan:
     return replace(plan, converted=False, by_taps=False, sliced=(True,) * len(plan.sliced))
 
 
-def _converted(plan: cpu_cost.Plan, geometry, grad_output: torch.Tensor, *_) -> cpu_cost.Plan:
-    return replace(plan, converted=memory_format(grad_output) == torch.contiguous_format)
+def _converted(plan: cpu_cost.Plan, *_) -> cpu_cost.Plan:
+    return replace(plan, converted=True)
 
 
 FORMS = {"volume": _volume, "slices": _slices, "converted": _converted, "not exchanged": None}

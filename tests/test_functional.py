@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from hypothesis import assume, given
+from hypothesis import strategies as st
 
 import acs_triton.functional as ours
 import reference
@@ -70,6 +71,17 @@ def test_acs(case):
             ),
             operands_of(case),
         )
+
+
+@pytest.mark.fuzz
+@given(acs_arguments(), st.sampled_from([1, 8, 24]))
+def test_float32_of_many_channels(case, times):
+    """By the forms that CPUs have for it, which depend on channels, sizes and memory formats."""
+    (samples, channels, *size), (outputs, inputs, *kernel) = case["shape"], case["weight"]
+    case |= {"shape": (samples, channels * times, *size), "weight": (outputs * times, inputs * times, *kernel)}
+    skip_if_it_does_not_fit(case)
+    operands = [one.float() for one in operands_of(case)]  # which keeps the memory format
+    assert_same(lambda m, x, w, b: m.acs_conv3d(x, w, b, **case["options"]), operands)
 
 
 @pytest.mark.fuzz

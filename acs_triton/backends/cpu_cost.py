@@ -155,6 +155,12 @@ class _Layer:
             apart += 2 * self.read / _COPY_OF_ROWS
         return self.products * _filled(summed, self.in_channels) / _ONEDNN + apart
 
+    def _volume_exchanged(self) -> bool:
+        shape = self.samples, self.piece.channels, *self.geometry.output_size
+        fit = self.piece.fit
+        operands = self.in_channels, self.piece.extent, fit.padding, self.piece.dilation, self.piece.groups, self.dtype
+        return _exchanged(shape, *operands, torch.get_num_threads())
+
     def times(self, mask: tuple[bool, bool], last: bool) -> tuple[float, float]:
         """On the volume and on its slices.
 
@@ -180,21 +186,15 @@ class _Layer:
         # The kernel and its gradient are reordered too, which outweighs the rest where they are large.
         reorder = self.kernel * self.dtype.itemsize / _REORDER
         slices = asked * (fewest / _ONEDNN + reorder) + copies * copy + onednn.START
-        operands = piece.extent, stride, piece.fit.padding, piece.dilation, groups, self.dtype
-        inputs, outputs = (
-            (self.samples, channels, *size)
-            for channels, size in (
-                (self.in_channels, self.geometry.input_size),
-                (piece.channels, self.geometry.output_size),
-            )
-        )
-        if not _takes_onednn(inputs, piece.channels, *operands):
+        inputs = self.samples, self.in_channels, *piece.fit.size(self.geometry.input_size)
+        operands = piece.fit.padding, piece.dilation, groups, self.dtype
+        if not _takes_onednn(inputs, piece.channels, piece.extent, stride, *operands):
             volume = asked * self.products * groups * group_in * group_out / onednn.SLOW_CONV3D
             volume += (2 * mask[0] + last) * copy
         elif mask[0]:
             rate = _ONEDNN_STRIDED_INPUT_GRADIENT_OF_VOLUME if strided else _ONEDNN_GRADIENT_OF_VOLUME
             volume = work / rate + mask[1] * work / _ONEDNN_GRADIENT_OF_VOLUME + (0 if last else 2 * copy)
-        elif last and _takes_onednn(outputs, self.in_channels, *operands):
+        elif last and not strided and self._volume_exchanged():
             volume = fewest / _ONEDNN_GRADIENT_OF_VOLUME
         else:
             volume = work / _ONEDNN_GRADIENT_OF_VOLUME

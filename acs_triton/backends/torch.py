@@ -79,8 +79,10 @@ def gradients(
     return _gradients(grad_output, input, weight, geometry)
 
 
-def _gradients(grad_output: Tensor, input: Tensor | None, weight: Tensor | None, geometry: Geometry):
-    """:func:`gradients` of views that are not mixed."""
+def _gradients(
+    grad_output: Tensor, input: Tensor | None, weight: Tensor | None, geometry: Geometry, converts: bool = True
+):
+    """:func:`gradients` of views that are not mixed; ``converts``: as channels-last, if that is faster."""
     format, groups = memory_format(grad_output), geometry.groups
     pieces = pieces_of(geometry, grad_output.shape[1], _on_cpu(grad_output))
     wanted = weight is not None, input is not None
@@ -91,9 +93,9 @@ def _gradients(grad_output: Tensor, input: Tensor | None, weight: Tensor | None,
     shape = grad_output.shape[1], channels // groups, *geometry.kernel_size
     kernels = weight if wanted[0] else grad_output.new_empty(shape)
     plan = cpu_cost.plan(geometry, grad_output, data, wanted)
-    if plan.converted:
+    if converts and plan.converted:
         last = [None if one is None else converted(one, torch.channels_last_3d) for one in (grad_output, input)]
-        for_input, for_weight = _gradients(*last, weight, geometry)
+        for_input, for_weight = _gradients(*last, weight, geometry, converts=False)
         return None if for_input is None else converted(for_input, format), for_weight
     by_pieces = wanted[1] and not plan.by_taps
     strided = max(geometry.stride) > 1
