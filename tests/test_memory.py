@@ -13,7 +13,7 @@ CASES = [
     (LayerCase(32, 32, kernel=3, size=20, soft=True), "channels_last", 0.6),
     (LayerCase(3, 32, kernel=7, size=32, stride=2), "channels_last", 0.6),
     (LayerCase(32, 32, kernel=3, size=20), "channels_last", 0.6),
-    (LayerCase(64, 128, kernel=3, size=24, stride=2, batch=2), "channels_last", 0.65),
+    (LayerCase(64, 128, kernel=3, size=24, stride=2, batch=2), "channels_last", 0.6),
     (LayerCase(256, 256, kernel=3, size=8), "channels_last", 0.6),
     (LayerCase(96, 96, kernel=3, size=24, groups=96), "channels_last", 0.6),
     (LayerCase(48, 48, kernel=5, size=32, stride=2, groups=48), "channels_last", 0.6),

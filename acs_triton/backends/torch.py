@@ -96,6 +96,7 @@ def _gradients(
     if converts and plan.converted:
         last = [None if one is None else converted(one, torch.channels_last_3d) for one in (grad_output, input)]
         for_input, for_weight = _gradients(*last, weight, geometry, converts=False)
+        del last  # before the conversion back
         return None if for_input is None else converted(for_input, format), for_weight
     by_pieces = wanted[1] and not plan.by_taps
     strided = max(geometry.stride) > 1
@@ -115,6 +116,8 @@ def _gradients(
         for_kernel = None
         if total is None and ((sliced and mask[0]) or (mirrored and strided)):
             total = _empty(grad, size, sum_format).zero_()
+        if mirrored and strided:
+            total = _add_mirrored(total, piece, geometry, grad, kernel)
         if sliced:
             for_kernel = _on_slices(piece, geometry, grad, part, kernel, mask, total)
         elif any(mask):
@@ -125,8 +128,8 @@ def _gradients(
             elif for_part is not None:
                 piece.of_input(total, groups).add_(for_part)
             del for_part
-        if mirrored:
-            total = _add_mirrored(total, piece, geometry, grad.contiguous(memory_format=sum_format), kernel)
+        if mirrored and not strided:
+            total = _add_mirrored(total, piece, geometry, grad.contiguous(memory_format=format), kernel)
         if for_kernel is not None:
             piece.of_output(for_weight, 0).copy_(for_kernel)
         del grad, part, for_kernel  # before the next piece's are made
