@@ -174,6 +174,9 @@ def _launch_conv(source, weight, bias, geometry, plan, size, class_size, stride,
     def run(tile):
         programs = plan(geometry, vector, tile.channels)
         boxes = _boxes(class_size, tile)
+        # ptxas saves too many registers, and spills some, in loops over taps of any size (bfloat16 on sm_90), and for
+        # seven taps that slide by two positions (float16 on sm_80, bfloat16 on sm_120).
+        few_registers = programs.slide == 1 or (programs.slide and geometry.kernel_size[0] < 7)
         depthwise_conv_kernel[(len(programs.records) * boxes[0] * boxes[1] * boxes[2] * source.shape[0],)](
             source,
             taps,
@@ -196,8 +199,7 @@ def _launch_conv(source, weight, bias, geometry, plan, size, class_size, stride,
             INT64=needs_int64(source, target),
             ACTIVATION=activation,
             num_warps=tile.num_warps,
-            # Taps of any size are a loop, for which ptxas saves registers (bfloat16 on sm_90 spilled).
-            **({} if programs.slide else device.all_registers()),
+            **({} if few_registers else device.all_registers()),
         )
 
     with device.of(source):
