@@ -175,8 +175,8 @@ def _launch_conv(source, weight, bias, geometry, plan, size, class_size, stride,
         programs = plan(geometry, vector, tile.channels)
         boxes = _boxes(class_size, tile)
         # ptxas saves too many registers, and spills some, in loops over taps of any size (bfloat16 on sm_90), and for
-        # seven taps that slide by two positions (float16 on sm_80, bfloat16 on sm_120).
-        few_registers = programs.slide == 1 or (programs.slide and geometry.kernel_size[0] < 7)
+        # seven taps over few rows (float16 on sm_80, bfloat16 on sm_90 and sm_120).
+        few_registers = programs.slide and (geometry.kernel_size[0] < 7 or tile.rows > 4)
         depthwise_conv_kernel[(len(programs.records) * boxes[0] * boxes[1] * boxes[2] * source.shape[0],)](
             source,
             taps,
