@@ -17,13 +17,15 @@ _NOTHING = nullcontext()
 
 
 def _enabled(tensor: Tensor) -> bool:
+    if not torch._C._is_any_autocast_enabled():  # asked first: it takes no look at the tensor
+        return False
     kind = tensor.device.type
     return kind in _DEVICES and torch.is_autocast_enabled(kind)
 
 
 def cast(input, *operands) -> tuple:
     """The tensors in the dtype that autocast asks for, as ``conv3d`` would take them; float64 stays."""
-    if not torch._C._is_any_autocast_enabled() or not (isinstance(input, Tensor) and _enabled(input)):
+    if not (isinstance(input, Tensor) and _enabled(input)):
         return input, *operands
     dtype = torch.get_autocast_dtype(input.device.type)
     return tuple(
@@ -36,6 +38,4 @@ def cast(input, *operands) -> tuple:
 
 def off(tensor: Tensor) -> AbstractContextManager:
     """No autocast on the tensor's device, at no cost where there is none."""
-    if not torch._C._is_any_autocast_enabled() or not _enabled(tensor):
-        return _NOTHING
-    return torch.autocast(tensor.device.type, enabled=False)
+    return torch.autocast(tensor.device.type, enabled=False) if _enabled(tensor) else _NOTHING

@@ -82,12 +82,12 @@ def _plan(geometry, samples, out_channels, in_channels, dtype, last, wanted, thr
         forward = wanted[0] and layer.mirrored(wanted[1] and not by_taps, last[1])
         mask = wanted[0] and not forward, wanted[1] and not by_taps
         asked = any(mask) and not piece.fit.outside
-        volume, slices = layer.times(mask, last[1]) if asked else (0.0, 0.0)
+        of_format = [layer.times(mask, converted) if asked else (0.0, 0.0) for converted in (False, True)]
+        volume, slices = of_format[last[1]]
         mirrored.append(forward)
         sliced.append(asked and piece.slices.count > 0 and slices < volume)
         for converted in (False, True):
-            times[converted] += layer.mirrored_time(converted) if forward else 0
-            times[converted] += min(layer.times(mask, converted)) if asked else 0
+            times[converted] += min(of_format[converted]) + (layer.mirrored_time(converted) if forward else 0.0)
     return Plan(not last[0] and times[1] < times[0], by_taps, tuple(mirrored), tuple(sliced))
 
 

@@ -214,9 +214,6 @@ class Piece:
         """The piece's channels of a tensor with the output's channels along ``dim``."""
         return tensor if tensor.shape[dim] == self.channels else tensor.narrow(dim, self.first, self.channels)
 
-    def kernel(self, weight: Tensor) -> Tensor:
-        return self.of_output(weight, 0).unsqueeze(self.view + 2)
-
 
 def cut(tensor: Tensor, pieces: tuple[Piece, ...]) -> tuple[Tensor, ...]:
     """A tensor whose first axis has the output's channels, cut into the pieces'."""

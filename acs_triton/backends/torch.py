@@ -201,8 +201,7 @@ def _on_slices(piece: Piece, geometry: Geometry, grad: Tensor, input: Tensor, ke
 
 def _is_batch(planes: Tensor) -> bool:
     """Whether planes ``(N, count, C, U, V)`` are a batch of images in channels-last memory as they lie."""
-    samples, count, *_ = planes.shape
-    return planes.movedim(2, -1).is_contiguous() or (samples * count == 0)
+    return planes.movedim(2, -1).is_contiguous()
 
 
 def _on_volume(piece: Piece, geometry: Geometry, grad: Tensor, input: Tensor, kernel: Tensor, mask):

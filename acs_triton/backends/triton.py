@@ -49,10 +49,7 @@ def why_not(primitive: str, data: Tensor, other: Tensor, geometry: Geometry) -> 
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         return f"the kernels compute {names}, not {str(data.dtype).removeprefix('torch.')}"
     in_channels, out_channels = _channels(primitive, data, other, geometry)
-    if primitive == "conv":
-        data, geometry = _picked(data, geometry)
-    elif primitive == "weight_grad":
-        other, geometry = _picked(other, geometry)
+    data, other, geometry = _operands(primitive, data, other, geometry)
     if _view_by_view(primitive, data, other, geometry, in_channels, out_channels):
         reasons = (why_not(primitive, data, other, geometry.one_view(view, out_channels)) for view in range(3))
         return next(filter(None, reasons), None)
@@ -150,6 +147,15 @@ def _picked(input: Tensor, geometry: Geometry) -> tuple[Tensor, Geometry]:
     return view, picked
 
 
+def _operands(primitive: str, data: Tensor, other: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor, Geometry]:
+    """A primitive's first two tensors, of which the input is as the kernels get it (:func:`_picked`)."""
+    if primitive == "conv":
+        data, geometry = _picked(data, geometry)
+    elif primitive == "weight_grad":
+        other, geometry = _picked(other, geometry)
+    return data, other, geometry
+
+
 @dataclass(frozen=True)
 class Plan:
     """Which kernel computes a call.
@@ -183,10 +189,7 @@ class Plan:
 def plan(primitive: str, data: Tensor, other: Tensor, geometry: Geometry) -> Plan:
     """How a call is computed that :func:`why_not` does not object to; arguments as there."""
     in_channels, out_channels = _channels(primitive, data, other, geometry)
-    if primitive == "conv":
-        data, geometry = _picked(data, geometry)
-    elif primitive == "weight_grad":
-        other, geometry = _picked(other, geometry)
+    data, other, geometry = _operands(primitive, data, other, geometry)
     if parts := exact.parts(geometry, in_channels, out_channels):
         first = plan(primitive, *parts[0].operands(primitive, data, other), parts[0].geometry)
         return replace(first, part_by_part=True)
