@@ -8,8 +8,8 @@ import torch
 def memory_format(tensor: torch.Tensor) -> torch.memory_format:
     """``channels_last_3d`` if a 5-D tensor's strides are in that order, else contiguous.
 
-    Slices of a channels-last tensor count as channels-last; a single-channel tensor counts as
-    it was made (PyTorch's own rule for convolutions, ``suggest_memory_format``).
+    Slices of a channels-last tensor count as channels-last, with steps too; a single-channel tensor counts as
+    it was made (but for steps PyTorch's own rule for convolutions, ``suggest_memory_format``).
     """
     order = (1, 4, 3, 2, 0)
     size, stride = tensor.shape, tensor.stride()
@@ -19,7 +19,8 @@ def memory_format(tensor: torch.Tensor) -> torch.memory_format:
     for dim in order:
         if size[dim] == 0 or stride[dim] < least or (dim == 0 and least == stride[1]):
             return torch.contiguous_format
-        least = stride[dim] * max(size[dim], 1)
+        # With steps, what follows the last element may lie within the next row.
+        least = least + stride[dim] * (size[dim] - 1) if dim > 1 and size[dim] > 1 else stride[dim] * size[dim]
     return torch.channels_last_3d
 
 

@@ -78,8 +78,9 @@ CASES = (
 WIDE = (
     Case("standard, 64 columns", 64, 192, (3, 3), (4, 5, 6), (40, 24, 24)),
     Case("standard, 128 columns", 96, 300, (3, 3), (4, 5, 6), (24, 24, 24)),
+    Case("standard, few positions", 256, 256, (3, 3), (2, 3, 2), (4, 4, 4)),
 )
-"""Layers that take the larger tiles, and smaller ones on the small size; too much work for the interpreter."""
+"""Layers that take the larger tiles, or share a tile's steps; too much work for the interpreter."""
 
 
 @dataclass(frozen=True)

@@ -62,12 +62,13 @@ TYPICAL = (
     Layer(128, 128, stride=2),
     Layer(64, 64, groups=2),
     Layer(64, 64, soft=True),
+    Layer(256, 256, size=(4, 4, 4)),
     Layer(64, 192, channels_last=False),
     Layer(96, 96, groups=96),
     Layer(144, 144, kernel=5, stride=2, groups=144),
     Layer(3, 64, kernel=7, stride=2, size=(64, 64, 64)),
 )
-"""What the usual encoders are made of: dense, strided, grouped, depthwise and first layers; one in plain memory."""
+"""What usual encoders are made of: dense, strided, grouped, depthwise, first and last layers; one in plain memory."""
 
 
 def resnet50(size: Triple, batch: int = 2) -> Iterator[Layer]:

@@ -28,6 +28,7 @@ from acs_triton.kernels import (
     descriptor_weight_grad,
     device,
     gather_gemm,
+    split_depth,
     stem,
     stem_plan,
     tiles,
@@ -291,6 +292,12 @@ def launch_activations(dtype: str) -> None:
             replace(layer, activation=activation).run("conv", DTYPES[dtype], device.current().torch_device)
 
 
+def launch_sums_of_splits(dtype: str) -> None:
+    for y_unit, activation in itertools.product((16 // DTYPES[dtype].itemsize, 1, 0), ("", *ACTIVATIONS)):
+        y = torch.empty((2, 64, 4, 4, 4), dtype=DTYPES[dtype], device=device.current().torch_device)
+        split_depth.finish(split_depth.sums(y, 3), 3, y.new_empty(64), y, y_unit, activation)
+
+
 def launch_huge_samples(dtype: str) -> None:
     for channels_last in (True, False):
         for layer in (
@@ -307,6 +314,7 @@ LAUNCHES = {
     "depthwise": launch_every_depthwise_tile,
     "stem": launch_every_stem_tile,
     "activations": launch_activations,
+    "splits": launch_sums_of_splits,
     "huge": launch_huge_samples,
 }
 
@@ -348,7 +356,7 @@ def training_step(size, batch=2, dtype="fp16"):
 
 
 def test_a_training_step_of_a_resnet50_compiles_few_binaries():
-    """Two volumes together: sizes are no constants, they only decide between a few tiles."""
+    """Two volumes together: sizes are no constants, and channels decide on the tiles."""
     with offline("sm_90") as gpu:
         training_step((64, 64, 64))
         training_step((96, 80, 112))
@@ -367,32 +375,24 @@ def binaries(size, batch):
     return found
 
 
-@pytest.mark.parametrize(("arch", "most"), [("sm_80", 16), ("sm_90", 26), ("gfx942", 16)])
-def test_few_binaries_serve_all_volumes(arch, most):
-    """From 32**3 to 224**3 voxels. A second size adds a few: a layer has one tile where its positions leave half of the
-    device idle and another where they do not, on sm_90 a third where boxes cover the volume badly.
-    """
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "gfx942"])
+def test_a_second_volume_size_adds_no_binary(arch):
+    """From 32**3 to 224**3 voxels, but for the kernel that adds up split sums where the first size has none."""
+    volumes = [((size,) * 3, batch) for size in (32, 64, 96, 128, 160, 224) for batch in (1, 2, 8)]
+    volumes += [((24, 48, 48), 1), ((192, 224, 176), 4), ((72, 144, 208), 2)]
     with offline(arch):
-        cubes = itertools.product((32, 64, 96, 128, 160, 224), (1, 2, 8))
-        steps = {(size, batch): binaries((size,) * 3, batch) for size, batch in cubes}
-    assert max(map(len, steps.values())) <= 24
-    assert len(set().union(*steps.values())) <= most
-    for first, second in ((64, 96), (96, 128), (64, 128), (128, 160)):
-        assert all(len(steps[second, batch] - steps[first, batch]) <= most // 4 for batch in (1, 2, 8))
-
-
-@pytest.mark.parametrize(("first", "second", "batch"), [((32,) * 3, (24, 48, 48), 1), ((160,) * 3, (192, 224, 176), 8)])
-def test_sizes_of_one_class_share_all_binaries(first, second, batch):
-    """Where the dense layers leave most of the device idle, and where they fill it."""
-    with offline("sm_80"):
-        assert binaries(second, batch) == binaries(first, batch)
+        steps = [binaries(*volume) for volume in volumes]
+    every = set().union(*steps)
+    assert len(every) <= 16
+    for volume, step in zip(volumes, steps, strict=True):
+        assert {kernel for kernel, *_ in every - step} <= {"finish_kernel"}, volume
 
 
 def test_a_tile_is_chosen_once_for_each_shape_and_setting():
     def choose(dtype):
         shape, to = (64, 192), DTYPES[dtype]
         geometry = Layer(*shape, size=(12, 11, 10)).geometry
-        gemms = (choose(2, *shape, to, geometry) for choose in (gather_gemm.conv_tile, gather_gemm.input_grad_tile))
+        gemms = (choose(*shape, to, geometry) for choose in (gather_gemm.conv_tile, gather_gemm.input_grad_tile))
         return *gemms, weight_grad.weight_grad_tile(*shape, to, geometry)
 
     with offline("sm_80"):

@@ -51,8 +51,9 @@ def test_devices(arch, expected):
 @pytest.mark.parametrize(
     ("layer", "expected"),
     [
-        (replace(WIDE, size=(4, 4, 4)), [*POINTERS[:2], DESCRIPTORS[2]]),  # too few boxes for all multiprocessors
-        (replace(WIDE, size=(33, 33, 33)), POINTERS),  # half of the boxes is waste
+        (replace(WIDE, size=(3, 3, 3)), DESCRIPTORS),  # mostly waste, but few
+        (replace(WIDE, size=(33, 33, 33)), DESCRIPTORS),  # channels decide, not volumes
+        (replace(WIDE, size=(1, 64, 64)), [*POINTERS[:2], DESCRIPTORS[2]]),  # but for those that boxes cover badly
         (replace(WIDE, stride=2, size=(64, 64, 64)), ["gather_gemm", "descriptor_gemm", "weight_grad"]),
         (replace(WIDE, groups=2), ["descriptor_gemm", "gather_gemm", "weight_grad"]),
         (replace(WIDE, in_channels=48, groups=2), POINTERS),  # a block of channels would reach into the next group

@@ -206,8 +206,7 @@ def plan(primitive: str, data: Tensor, other: Tensor, geometry: Geometry) -> Pla
         for name, tensor in zip(read, (data, other), strict=False)
         if not channels_last.is_channels_last(tensor, groups)
     }
-    sizes = (in_channels, out_channels) if kernel == "weight_grad" else (data.shape[0], in_channels, out_channels)
-    tile = getattr(family, f"{primitive}_tile")(*sizes, data.dtype, geometry)
+    tile = getattr(family, f"{primitive}_tile")(in_channels, out_channels, data.dtype, geometry)
     return Plan(kernel, tile, tuple(moved), copied_bytes=sum(moved.values()))
 
 

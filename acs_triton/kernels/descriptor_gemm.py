@@ -29,9 +29,10 @@ from ..geometry import Geometry
 from ..layout import memory_format
 from ..merging import merge
 from ..tables import keep
-from . import autotune, descriptor_tables, device, gather_gemm
+from . import autotune, descriptor_tables, device, gather_gemm, split_depth
 from .channels_last import channels_last, is_channels_last, unit
 from .epilogue import activated
+from .split_depth import split_steps, sum_unit
 
 JOB_FIELDS = tl.constexpr(descriptor_tables.JOB_FIELDS)
 SEGMENT_FIELDS = tl.constexpr(descriptor_tables.SEGMENT_FIELDS)
@@ -40,17 +41,19 @@ MINIMUM_CAPABILITY = 90
 
 
 @triton.jit(
-    do_not_specialize=["jobs", "samples", "half_rows", "y_positions", "y_channels", "biased"],
-    do_not_specialize_on_alignment=["p_bias", "p_y", "p_jobs", "p_segments"],
+    do_not_specialize=["jobs", "splits", "samples", "half_rows", "y_positions", "y_channels", "biased"],
+    do_not_specialize_on_alignment=["p_bias", "p_sums", "p_y", "p_jobs", "p_segments"],
 )
 def descriptor_gemm_kernel(
     x,  # descriptor of the input (samples, three axes, channels), boxes (1, B1, B2, B3, BK)
     w,  # descriptor of the packed weights (steps * rows, BK), boxes (BO, BK)
     p_bias,  # (columns,), where biased
+    p_sums,  # the output's sums of each split, where there are several
     p_y,
     p_jobs,
     p_segments,
     jobs,
+    splits,  # programs that share the steps of a box
     samples,
     half_rows,  # half of the packed rows of a step
     y_positions,
@@ -72,7 +75,8 @@ def descriptor_gemm_kernel(
     boxes1 = tl.load(p_job + 8)
     boxes2 = tl.load(p_job + 9)
     boxes3 = tl.load(p_job + 10)
-    box = program // jobs
+    split = program // jobs % splits
+    box = program // (jobs * splits)
     first3 = box % boxes3 * B3
     box = box // boxes3
     first2 = box % boxes2 * B2
@@ -84,6 +88,8 @@ def descriptor_gemm_kernel(
 
     p_segment = p_segments + tl.load(p_job) * SEGMENT_FIELDS
     row = tl.load(p_job + 2)
+    before, left = split_steps(tl.load(p_job + 15), split, splits)
+    before, left = 2 * before, 2 * left
     acc = tl.zeros((BO, POSITIONS), tl.float32)
     for _ in range(tl.load(p_job + 1)):
         at1 = first1 + tl.load(p_segment)
@@ -99,9 +105,13 @@ def descriptor_gemm_kernel(
         back = tl.load(p_segment + 10)  # from the end of a tap's channels to their start
         of_blocks = tl.load(p_segment + 11).to(tl.uint32)
         of_taps = tl.load(p_segment + 12).to(tl.uint32)
-        twice = tl.load(p_segment + 13)
         # The count goes by twos: so the division by one block is a multiplication too.
-        for count in range(0, twice, 2):
+        twice = tl.load(p_segment + 13)
+        first = tl.minimum(before, twice)
+        end = tl.minimum(first + left, twice)
+        before -= first
+        left -= end - first
+        for count in range(first, end, 2):
             tap = tl.umulhi(tl.cast(count, tl.uint32), of_blocks)
             u = tl.umulhi(tap, of_taps).to(tl.int32)
             tap = tap.to(tl.int32)
@@ -123,15 +133,26 @@ def descriptor_gemm_kernel(
     o = tl.arange(0, BO)
     # By whole vectors, where there are any: a mask that may differ within one would make stores of single elements.
     m_o = o // max(Y_UNIT, 1) < columns // max(Y_UNIT, 1)
-    acc += tl.load(p_bias + column + o, mask=m_o & (biased != 0), other=0.0).to(tl.float32)[:, None]
-    b_y = activated(acc, ACTIVATION).to(p_y.dtype.element_ty)
-
     i = tl.arange(0, POSITIONS)
     i3 = first3 + i % B3
     i2 = first2 + i // B3 % B2
     i1 = first1 + i // (B3 * B2)
     m_i = (i1 < tl.load(p_job + 5)) & (i2 < tl.load(p_job + 6)) & (i3 < tl.load(p_job + 7))
     y_row = i1 * tl.load(p_job + 11) + i2 * tl.load(p_job + 12) + i3 * tl.load(p_job + 13) + tl.load(p_job + 14)
+    if splits > 1:
+        SUM_UNIT: tl.constexpr = sum_unit(Y_UNIT)
+        p_sums += (split * samples).to(tl.int64) * y_positions * y_channels
+        _store(p_sums, acc, sample, y_row, m_i, column, m_o, y_positions, y_channels, SUM_UNIT)
+    else:
+        acc += tl.load(p_bias + column + o, mask=m_o & (biased != 0), other=0.0).to(tl.float32)[:, None]
+        b_y = activated(acc, ACTIVATION).to(p_y.dtype.element_ty)
+        _store(p_y, b_y, sample, y_row, m_i, column, m_o, y_positions, y_channels, Y_UNIT)
+
+
+@triton.jit
+def _store(p_y, b_y, sample, y_row, m_i, column, m_o, y_positions, y_channels, Y_UNIT: tl.constexpr):
+    """Write a tile: its channels from ``column`` on, at the rows ``y_row`` of a sample."""
+    o = tl.arange(0, b_y.shape[0])
     if Y_UNIT > 0:
         pitch = (y_channels // Y_UNIT) * Y_UNIT
         p_y += sample.to(tl.int64) * y_positions * pitch + tl.multiple_of(column, Y_UNIT)
@@ -154,6 +175,7 @@ class Plan:
         jobs, segments: tables, int32.
         job_count: number of jobs.
         boxes: largest number of boxes of a job and sample.
+        most_steps: largest number of steps of a job.
         aligned: every tile of columns starts and ends at a whole vector.
         places, packed_rows, blocks, steps_of, packed_steps: as in :class:`acs_triton.kernels.gather_gemm.Plan`.
     """
@@ -163,6 +185,7 @@ class Plan:
     segments: Tensor
     job_count: int
     boxes: int
+    most_steps: int
     aligned: bool
     places: Tensor
     packed_rows: int
@@ -181,6 +204,7 @@ def _plan(tables: descriptor_tables.Tables, vector: int, where: torch.device, pa
         segments=gather_gemm.table(tables.segments, where),
         job_count=tables.job_count,
         boxes=tables.boxes,
+        most_steps=max(tables.jobs[15 :: descriptor_tables.JOB_FIELDS]),
         aligned=not any(column % vector for column in columns),
         **packing,
     )
@@ -240,14 +264,19 @@ def _launch(
     last = memory_format(y) == torch.channels_last_3d
     y_unit = 0 if not last else vector if plan.aligned and y.shape[1] % vector == 0 else 1
     packed = packed.view(-1, tile.bk)
-    descriptor_gemm_kernel[(x.shape[0] * plan.boxes * plan.job_count,)](
+    programs = x.shape[0] * plan.boxes * plan.job_count
+    splits = split_depth.count((math.prod(tile.box), tile.bo, tile.bk), programs, plan.most_steps, y)
+    sums = split_depth.sums(y, splits)
+    descriptor_gemm_kernel[(programs * splits,)](
         descriptor(x, plan.order, tile.box, tile.bk),
         describe(packed, (tile.bo, tile.bk)),
         packed if bias is None else bias,
+        sums,
         y,
         plan.jobs,
         plan.segments,
         plan.job_count,
+        splits,
         x.shape[0],
         plan.packed_rows // 2,
         math.prod(y.shape[2:]),
@@ -265,23 +294,23 @@ def _launch(
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
+    if splits > 1:
+        split_depth.finish(sums, splits, bias, y, y_unit, activation)
 
 
 @lru_cache(maxsize=4096)
 def _choose(
-    primitive: str, batch: int, channels: tuple[int, int], dtype: torch.dtype, geometry: Geometry, facts: device.Device
+    primitive: str, channels: tuple[int, int], dtype: torch.dtype, geometry: Geometry, facts: device.Device
 ) -> descriptor_tables.Tile | None:
     transposed = primitive == "input_grad"
     work = descriptor_tables.input_grad_work if transposed else descriptor_tables.forward_work
-    other = (gather_gemm.input_grad_tile if transposed else gather_gemm.conv_tile)(batch, *channels, dtype, geometry)
+    other = (gather_gemm.input_grad_tile if transposed else gather_gemm.conv_tile)(*channels, dtype, geometry)
     tile = descriptor_tables.choose(
         [work(geometry, *channels, merged) for merged in _merging(geometry)],
         work(geometry, *channels, other.merged),
         other,
-        batch,
         dtype.itemsize,
         facts.shared_memory,
-        facts.multiprocessors,
     )
     return tile if tile is not None and _keeps_to_a_group(tile, primitive, channels[0], geometry) else None
 
@@ -297,17 +326,17 @@ def _keeps_to_a_group(tile: descriptor_tables.Tile, primitive: str, in_channels:
 
 
 def conv_tile(
-    batch: int, in_channels: int, out_channels: int, dtype: torch.dtype, geometry: Geometry
+    in_channels: int, out_channels: int, dtype: torch.dtype, geometry: Geometry
 ) -> descriptor_tables.Tile | None:
     """The heuristic's tile for :func:`conv`, or None where the gather GEMM suits better."""
-    return _choose("conv", batch, (in_channels, out_channels), dtype, geometry, device.current())
+    return _choose("conv", (in_channels, out_channels), dtype, geometry, device.current())
 
 
 def input_grad_tile(
-    batch: int, in_channels: int, out_channels: int, dtype: torch.dtype, geometry: Geometry
+    in_channels: int, out_channels: int, dtype: torch.dtype, geometry: Geometry
 ) -> descriptor_tables.Tile | None:
     """The heuristic's tile for :func:`input_grad`, or None where the gather GEMM suits better."""
-    return _choose("input_grad", batch, (in_channels, out_channels), dtype, geometry, device.current())
+    return _choose("input_grad", (in_channels, out_channels), dtype, geometry, device.current())
 
 
 def available() -> bool:
@@ -331,7 +360,7 @@ def suits(primitive: str, data: Tensor, geometry: Geometry, in_channels: int, ou
     if repeats(data, geometry.groups):
         return False
     choose = conv_tile if primitive == "conv" else input_grad_tile
-    return choose(data.shape[0], in_channels, out_channels, data.dtype, geometry) is not None
+    return choose(in_channels, out_channels, data.dtype, geometry) is not None
 
 
 def _run(launch, default, primitive: str, y: Tensor, sizes: tuple[int, int, int], geometry: Geometry) -> None:
@@ -360,8 +389,8 @@ def conv(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,
         _launch(x, gather_gemm.packed(weight, geometry, plan, tile), bias, y, plan, tile, activation)
 
     with device.of(x):
-        sizes = batch, input.shape[1], out_channels
-        _run(run, conv_tile(*sizes, input.dtype, geometry), "conv", y, sizes, geometry)
+        channels = input.shape[1], out_channels
+        _run(run, conv_tile(*channels, input.dtype, geometry), "conv", y, (batch, *channels), geometry)
     return y
 
 
@@ -381,6 +410,6 @@ def input_grad(grad_output: Tensor, weight: Tensor, geometry: Geometry) -> Tenso
         _launch(g, gather_gemm._pack_input_grad(taps, plan, tile.bk), None, y, plan, tile)
 
     with device.of(g):
-        sizes = batch, channels, out_channels
-        _run(run, input_grad_tile(*sizes, grad_output.dtype, geometry), "input_grad", y, sizes, geometry)
+        default = input_grad_tile(channels, out_channels, grad_output.dtype, geometry)
+        _run(run, default, "input_grad", y, (batch, channels, out_channels), geometry)
     return y

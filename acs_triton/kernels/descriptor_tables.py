@@ -12,8 +12,8 @@ is said here:
 The kernel counts a segment's steps and finds tap and channel from the count, by multiplications with
 reciprocals: a loop that keeps coordinates up to date would carry three times as many values.
 
-A tile has one shape of box, whatever the volume: the volume's axes are put in the order in which the
-boxes cover it with the least waste.
+Channels decide on the tile and its box, not the volume, so that one binary serves all volumes: their axes are put
+in the order in which the boxes cover them with the least waste.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ LARGE_BOX, SMALL_BOX = (4, 8, 8), (4, 4, 8)
 SHAPES = ((64, LARGE_BOX), (128, SMALL_BOX), (64, SMALL_BOX))
 """Output channels and boxes of the tiles, those that need the fewest instructions and loads first.
 
-They have 128 accumulators a thread of four warps at most."""
+They have 128 accumulators a thread of four warps at most. The last is for 32-bit values: there are too few registers
+to store more of them."""
 
 PRODUCT_BYTES = 4096
 """Of one operand, times the rows of the other, that a multiprocessor of an H100 multiplies in a clock."""
@@ -60,6 +61,12 @@ MOST_WORK = 1.25
 """Cost that a descriptor tile may have as a multiple of the gather GEMM's.
 
 It executes less than half of the instructions for the same product."""
+
+MOST_POSITIONS = 2.5
+"""Positions that the boxes may have as a multiple of the volume's."""
+
+FEW_POSITIONS = 2048
+"""Volumes with no more than these are covered as they may be: their weights take longer than their positions."""
 
 
 def axis_order(size: Triple, box: Triple) -> Triple:
@@ -168,11 +175,12 @@ class Tables:
         counts = [-(-n // b) for n, b in zip(self._ordered(size), self.tile.box, strict=True)]
         steps = self._ordered(tuple(s * p for s, p in zip(stride, pitch, strict=True)))
         start = sum(o * p for o, p in zip(origin, pitch, strict=True))
+        all_steps = sum(self.segments[SEGMENT_FIELDS * first_segment + 13 :: SEGMENT_FIELDS]) // 2
         for number, column in enumerate(range(*channels, self.tile.bo)):
             row = packed_row + number * self.tile.bo
             columns = min(self.tile.bo, channels[1] - column)
             fields = [first_segment, self.segment_count - first_segment, row, column, columns]
-            fields += [*self._ordered(size), *counts, *steps, start]
+            fields += [*self._ordered(size), *counts, *steps, start, all_steps]
             self.jobs += fields + [0] * (JOB_FIELDS - len(fields))
         self.boxes = max(self.boxes, prod(counts))
 
@@ -231,26 +239,32 @@ class Work:
         sizes = tiles._depths(itemsize, False)
         return tiles._cheapest([channels for _, channels in self.depths], sizes, tiles.STEP_OVERHEAD)
 
-    def cost(self, boxes: int, positions: int, columns: int, itemsize: int, processors: int) -> int:
-        """Clocks of the busiest multiprocessor, padding included: products or loads, whichever takes longer.
+    def cost(self, positions: int, columns: int, itemsize: int) -> float:
+        """Clocks of a multiprocessor for a position, channels that fill up tiles included.
+
+        Those of products or of loads, whichever takes longer.
 
         Args:
-            boxes: of all samples, with ``positions`` each.
-            columns: output channels of a tile.
+            positions, columns: of a tile.
             itemsize: bytes of an element.
-            processors: multiprocessors of the device.
         """
         depth = self.depth(itemsize)
         steps = sum(taps * -(-channels // depth) for taps, channels in self.depths)
-        products = positions * columns * depth * itemsize // PRODUCT_BYTES
-        loads = (positions + columns) * depth * itemsize // LOADED_BYTES
-        programs = boxes * sum(-(-width // columns) for width in self.columns)
-        return -(-programs // processors) * steps * max(products, loads)
+        products = positions * columns * depth * itemsize / PRODUCT_BYTES
+        loads = (positions + columns) * depth * itemsize / LOADED_BYTES
+        return sum(-(-width // columns) for width in self.columns) * steps * max(products, loads) / positions
 
-    def boxes(self, box: Triple) -> int:
-        """Boxes of one sample, with the axes in the order that the tables give them."""
-        order = axis_order(max(self.sizes), box)
-        return sum(box_count(size, box, order) for size in self.sizes)
+    def covered(self, box: Triple) -> bool:
+        """Whether boxes cover the volume well enough, with the axes in the order that the tables give them."""
+        return covered(self.sizes, box)
+
+
+def covered(sizes: Sequence[Triple], box: Triple) -> bool:
+    """:meth:`Work.covered` for classes of positions of these sizes."""
+    order = axis_order(max(sizes), box)
+    boxes = sum(box_count(size, box, order) for size in sizes)
+    few = prod(max(sizes)) <= FEW_POSITIONS
+    return few or boxes * prod(box) <= MOST_POSITIONS * sum(map(prod, sizes))
 
 
 @lru_cache(maxsize=4096)
@@ -272,13 +286,7 @@ def input_grad_work(geometry: Geometry, in_channels: int, out_channels: int, mer
 
 
 def choose(
-    works: Sequence[Work],
-    gathered: Work,
-    other: tiles.GemmTile,
-    samples: int,
-    itemsize: int,
-    shared_memory: int,
-    processors: int,
+    works: Sequence[Work], gathered: Work, other: tiles.GemmTile, itemsize: int, shared_memory: int
 ) -> Tile | None:
     """The tile for a primitive, or None where the gather GEMM takes less time by this estimate.
 
@@ -287,27 +295,22 @@ def choose(
         gathered, other: what the gather GEMM computes, and its tile.
         itemsize: bytes of an element.
         shared_memory: bytes that a program may use.
-        processors: multiprocessors of the device.
     """
 
-    def cost(candidate) -> int:
+    def cost(candidate) -> float:
         work, (bo, box) = candidate
-        return work.cost(samples * work.boxes(box), prod(box), bo, itemsize, processors)
+        return work.cost(prod(box), bo, itemsize)
 
-    work, (bo, box) = min(
-        ((work, shape) for work in works for shape in _shapes(work.depth(itemsize), itemsize)), key=cost
-    )
-    rows = sum(-(-samples * prod(size) // other.bm) for size in gathered.sizes)
-    if cost((work, (bo, box))) > MOST_WORK * gathered.cost(rows, other.bm, other.bn, itemsize, processors):
+    best = min(((work, shape) for work in works for shape in _shapes(work.depth(itemsize), itemsize)), key=cost)
+    work, (bo, box) = best
+    if cost(best) > MOST_WORK * gathered.cost(other.bm, other.bn, itemsize) or not work.covered(box):
         return None
     return _tile(bo, box, work.depth(itemsize), itemsize, shared_memory, work.merged)
 
 
 def _shapes(bk: int, itemsize: int) -> list[tuple[int, Triple]]:
-    # 32-bit values need more registers than there are to store a large box. Of the rest, few serve all layers.
-    return [
-        (bo, box) for bo, box in SHAPES if (itemsize == 2 or box != LARGE_BOX) and (bo == 64 or bk * itemsize == 128)
-    ]
+    shapes = SHAPES[:2] if itemsize == 2 else SHAPES[1:]
+    return [(bo, box) for bo, box in shapes if bo == 64 or bk * itemsize == 128]  # few serve all layers
 
 
 def _tile(bo: int, box: Triple, bk: int, itemsize: int, shared_memory: int, merged: bool = False) -> Tile:

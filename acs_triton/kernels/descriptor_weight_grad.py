@@ -29,7 +29,7 @@ from . import autotune, device, gather_tables, tiles
 from . import weight_grad as gathered
 from .channels_last import channels_last, unit
 from .descriptor_gemm import available, descriptor, repeats
-from .descriptor_tables import LOADED_BYTES, PRODUCT_BYTES, axis_order, box_count
+from .descriptor_tables import LOADED_BYTES, PRODUCT_BYTES, axis_order, box_count, covered
 
 JOB_FIELDS = tl.constexpr(17)  # head and taps
 HEAD_FIELDS = tl.constexpr(5)
@@ -237,15 +237,16 @@ def _launch(g: Tensor, x: Tensor, out: Tensor, geometry: Geometry, tile: Tile) -
         )
 
 
-def _cost(columns, group_in: int, rows: int, positions: int, bc: int, bo: int, bk: int, taps: int, wait: int) -> int:
-    """Clocks of one multiprocessor for it all, padding included: products or loads, whichever takes longer.
+def _cost(columns, group_in: int, rows: int, bc: int, bo: int, bk: int, taps: int, wait: int) -> float:
+    """Clocks of a multiprocessor for a position, channels that fill up tiles included.
 
-    ``wait`` clocks pass after each matrix instruction, which two programs share.
+    Those of products or of loads, whichever takes longer. ``wait`` clocks pass after each matrix instruction, which
+    two programs share.
     """
     programs = sum(-(-width // bo) for width in columns) * -(-group_in // bc) * rows
-    products = taps * bc * bo * bk * 2 // PRODUCT_BYTES + taps * (bk // 16) * wait // 2
-    loads = (taps * bc + bo) * bk * 2 // LOADED_BYTES
-    return programs * -(-positions // bk) * max(products, loads)
+    products = taps * bc * bo * bk * 2 / PRODUCT_BYTES + taps * (bk // 16) * wait / 2
+    loads = (taps * bc + bo) * bk * 2 / LOADED_BYTES
+    return programs * max(products, loads) / bk
 
 
 def all_tiles(shared_memory: int) -> list[Tile]:
@@ -259,32 +260,32 @@ def _tile(box: Triple, taps: int, shared_memory: int) -> Tile:
 
 
 @lru_cache(maxsize=4096)
-def _choose(batch: int, in_channels: int, out_channels: int, dtype, geometry: Geometry, facts) -> Tile | None:
+def _choose(in_channels: int, out_channels: int, dtype, geometry: Geometry, facts) -> Tile | None:
     columns = [region.end - region.first for region in gather_tables.regions(geometry, out_channels)]
     group_in, taps = in_channels // geometry.groups, TAPS if math.prod(geometry.kernel_size) > 1 else 1
-    size, rows = geometry.output_size, len(gathered.tap_rows(geometry.taps(geometry.views[0][0]), taps))
-
-    def cost(box: Triple) -> int:
-        positions = batch * box_count(size, box, axis_order(size, box)) * math.prod(box)
-        channels = INPUT_CHANNELS, OUTPUT_CHANNELS
-        return _cost(columns, group_in, rows, positions, *channels, math.prod(box), taps, 0 if box == ROW else WAIT)
-
-    box = min((ROW, CUBE) if taps > 1 else (CUBE,), key=cost)
+    rows = len(gathered.tap_rows(geometry.taps(geometry.views[0][0]), taps))
     other = gathered.weight_grad_tile(in_channels, out_channels, dtype, geometry)
     other_columns, other_rows = columns, rows
     if other.merged:
         other_columns = [out_channels // geometry.groups] * geometry.groups
         other_rows = len(gathered.tap_rows(geometry.merged.positions, other.taps))
-    positions = batch * math.prod(size)
-    limit = _cost(other_columns, group_in, other_rows, positions, other.bc, other.bo, other.bk, other.taps, 0)
-    return _tile(box, taps, facts.shared_memory) if cost(box) <= limit else None
+    limit = _cost(other_columns, group_in, other_rows, other.bc, other.bo, other.bk, other.taps, 0)
+    cost = _cost(columns, group_in, rows, INPUT_CHANNELS, OUTPUT_CHANNELS, math.prod(CUBE), taps, WAIT)
+    box = ROW if taps > 1 and _in_rows(geometry.output_size) else CUBE
+    if cost > limit or not covered([geometry.output_size], box):
+        return None
+    return _tile(box, taps, facts.shared_memory)
 
 
-def weight_grad_tile(
-    batch: int, in_channels: int, out_channels: int, dtype: torch.dtype, geometry: Geometry
-) -> Tile | None:
+def _in_rows(size: Triple) -> bool:
+    """Whether rows of positions cover a volume as well as cubes, waiting included: those of large volumes only."""
+    rows, cubes = (box_count(size, box, axis_order(size, box)) for box in (ROW, CUBE))
+    return max(size) >= max(ROW) and 2 * rows <= 3 * cubes
+
+
+def weight_grad_tile(in_channels: int, out_channels: int, dtype: torch.dtype, geometry: Geometry) -> Tile | None:
     """The heuristic's tile for :func:`weight_grad`, or None where the other kernel has less to do."""
-    return _choose(batch, in_channels, out_channels, dtype, geometry, device.current())
+    return _choose(in_channels, out_channels, dtype, geometry, device.current())
 
 
 def suits(grad_output: Tensor, input: Tensor, geometry: Geometry) -> bool:
@@ -293,7 +294,7 @@ def suits(grad_output: Tensor, input: Tensor, geometry: Geometry) -> bool:
         return False
     if geometry.stride != (1, 1, 1) or geometry.mixed or repeats(grad_output) or repeats(input):
         return False
-    return weight_grad_tile(*input.shape[:2], grad_output.shape[1], input.dtype, geometry) is not None
+    return weight_grad_tile(input.shape[1], grad_output.shape[1], input.dtype, geometry) is not None
 
 
 def weight_grad(grad_output: Tensor, input: Tensor, geometry: Geometry) -> Tensor:
@@ -307,12 +308,12 @@ def weight_grad(grad_output: Tensor, input: Tensor, geometry: Geometry) -> Tenso
     out = torch.empty(shape, dtype=grad_output.dtype, device=grad_output.device)
     g, x = channels_last(grad_output), channels_last(input)
     with device.of(x):
-        sizes = batch, in_channels, out_channels
-        default = weight_grad_tile(*sizes, x.dtype, geometry)
+        default = weight_grad_tile(in_channels, out_channels, x.dtype, geometry)
 
         def candidates():
             return [tile for tile in all_tiles(device.current().shared_memory) if tile.taps == default.taps]
 
+        channels = batch, in_channels, out_channels
         launch = partial(_launch, g, x, out, geometry)
-        autotune.run(launch, default, candidates, descriptor_weight_grad_kernel, out, geometry, sizes)
+        autotune.run(launch, default, candidates, descriptor_weight_grad_kernel, out, geometry, channels)
     return out

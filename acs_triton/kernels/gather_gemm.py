@@ -33,10 +33,11 @@ from ..geometry import Geometry
 from ..layout import memory_format
 from ..merging import merge
 from ..tables import keep
-from . import autotune, device, gather_tables, tiles
+from . import autotune, device, gather_tables, split_depth, tiles
 from .channels_last import channels_last, strides, unit
 from .epilogue import activated
 from .partials import triton_accumulator
+from .split_depth import split_steps, sum_unit
 
 JOB_FIELDS = tl.constexpr(gather_tables.JOB_FIELDS)
 AXIS_FIELDS = tl.constexpr(gather_tables.AXIS_FIELDS)
@@ -53,18 +54,20 @@ def _axis_entries(p_axis, index):
 
 # Sizes are no constants and not specialised on: one binary serves every volume.
 @triton.jit(
-    do_not_specialize=["jobs", "samples", "w_rows", "x_sample", "y_positions", "y_channels", "biased"],
-    do_not_specialize_on_alignment=["p_bias", "p_y", "p_jobs", "p_axes", "p_steps"],
+    do_not_specialize=["jobs", "splits", "samples", "w_rows", "x_sample", "y_positions", "y_channels", "biased"],
+    do_not_specialize_on_alignment=["p_bias", "p_sums", "p_y", "p_jobs", "p_axes", "p_steps"],
 )
 def gather_gemm_kernel(
     p_x,  # input, channels-last; offsets count vectors of UNIT channels
     p_w,  # packed weights (steps, w_rows, BK)
     p_bias,  # (columns,), where biased
+    p_sums,  # the output's sums of each split, where there are several
     p_y,
     p_jobs,
     p_axes,
     p_steps,
     jobs,
+    splits,  # programs that share the steps of a tile
     samples,
     w_rows,
     x_sample,
@@ -83,7 +86,8 @@ def gather_gemm_kernel(
 ):
     program = tl.program_id(0)
     p_job = p_jobs + (program % jobs) * JOB_FIELDS
-    first = (program // jobs) * BM
+    first = (program // (jobs * splits)) * BM
+    split = program // jobs % splits
     size_d = tl.load(p_job)
     size_h = tl.load(p_job + 1)
     size_w = tl.load(p_job + 2)
@@ -121,10 +125,10 @@ def gather_gemm_kernel(
     off = off[:, None] | tail[None, :]
     o_x = o_x[:, None] + (k // UNIT)[None, :]
 
-    p_step = p_steps + tl.load(p_job + 4)
-    steps = tl.load(p_job + 5)
+    first_step, steps = split_steps(tl.load(p_job + 5), split, splits)
+    p_step = p_steps + tl.load(p_job + 4) + first_step
     o_n = tl.arange(0, BN)
-    p_w += (tl.load(p_job + 6).to(tl.int64) * w_rows + tl.load(p_job + 7)) * BK
+    p_w += ((tl.load(p_job + 6) + first_step).to(tl.int64) * w_rows + tl.load(p_job + 7)) * BK
     p_w += o_n[None, :] * BK + k[:, None]
     w_step = w_rows.to(tl.int64) * BK
     acc = tl.zeros((BM, BN), ACCUMULATOR)
@@ -146,8 +150,22 @@ def gather_gemm_kernel(
     # By whole vectors, where there are any: a mask that may differ within one would make stores of single elements.
     m_n = o_n // max(Y_UNIT, 1) < columns // max(Y_UNIT, 1)
     column = tl.load(p_job + 8)
-    acc += tl.load(p_bias + column + o_n, mask=m_n & (biased != 0), other=0.0).to(ACCUMULATOR)[None, :]
-    b_y = activated(acc, ACTIVATION).to(p_y.dtype.element_ty)
+    if splits > 1:
+        SUM_UNIT: tl.constexpr = sum_unit(Y_UNIT)
+        p_sums += (split * samples).to(tl.int64) * y_positions * y_channels
+        _store(p_sums, acc, y_row, m_row, column, columns, m_n, y_positions, y_channels, SUM_UNIT)
+    else:
+        acc += tl.load(p_bias + column + o_n, mask=m_n & (biased != 0), other=0.0).to(ACCUMULATOR)[None, :]
+        b_y = activated(acc, ACTIVATION).to(p_y.dtype.element_ty)
+        _store(p_y, b_y, y_row, m_row, column, columns, m_n, y_positions, y_channels, Y_UNIT)
+
+
+@triton.jit
+def _store(p_y, b_y, y_row, m_row, column, columns, m_n, y_positions, y_channels, Y_UNIT: tl.constexpr):
+    """Write a tile: rows at ``y_row``, its columns from ``column`` on."""
+    BM: tl.constexpr = b_y.shape[0]
+    BN: tl.constexpr = b_y.shape[1]
+    o_n = tl.arange(0, BN)
     if Y_UNIT > 0:
         # 64 bits up to the tile's first row and column, 32 bits from there.
         y_first = tl.min(y_row, axis=0)
@@ -181,6 +199,7 @@ class Plan:
         steps: table, int64.
         job_count: number of jobs.
         rows: largest number of rows of a job and sample.
+        most_steps: largest number of steps of a job.
         aligned: every tile of columns starts and ends at a whole vector.
         places: ``(O,)``, where each output channel goes in the packed weights (input gradient: in a step's depth).
         packed_rows: rows of the packed weights.
@@ -194,6 +213,7 @@ class Plan:
     steps: Tensor
     job_count: int
     rows: int
+    most_steps: int
     aligned: bool
     places: Tensor
     packed_rows: int
@@ -239,6 +259,7 @@ def _plan(tables: gather_tables.Tables, vector: int, where: torch.device, packin
         steps=table(tables.steps, where, torch.int64),
         job_count=tables.job_count,
         rows=tables.rows,
+        most_steps=max(tables.jobs[5 :: gather_tables.JOB_FIELDS]),
         aligned=not any(column % vector for column in columns),
         **packing,
     )
@@ -303,18 +324,24 @@ def _launch(
     # Row numbers, input offsets and programs are 32-bit; a batch beyond that is computed in parts.
     programs = triton.cdiv(plan.rows, tile.bm) * plan.job_count
     part = max(1, MAX_INDEX // max(2 * plan.rows, x_sample, programs))
+    programs = triton.cdiv(x.shape[0] * plan.rows, tile.bm) * plan.job_count
+    whole = part >= x.shape[0]
+    splits = split_depth.count((tile.bm, tile.bn, tile.bk), programs, plan.most_steps, y) if whole else 1
+    sums = split_depth.sums(y, splits)
     for first in range(0, x.shape[0], part):
         samples = min(part, x.shape[0] - first)
-        grid = (triton.cdiv(samples * plan.rows, tile.bm) * plan.job_count,)
+        grid = (triton.cdiv(samples * plan.rows, tile.bm) * splits * plan.job_count,)
         gather_gemm_kernel[grid](
             x[first:],
             packed,
             x if bias is None else bias,
+            sums,
             y[first:],
             plan.jobs,
             plan.axes,
             plan.steps,
             plan.job_count,
+            splits,
             samples,
             plan.packed_rows,
             x_sample,
@@ -334,33 +361,30 @@ def _launch(
             num_stages=tile.num_stages,
             **(device.all_registers() if tile.bm * tile.bn >= 4096 else {}),
         )
+    if splits > 1:
+        split_depth.finish(sums, splits, bias, y, y_unit, activation)
 
 
-def conv_tile(
-    batch: int, in_channels: int, out_channels: int, dtype: torch.dtype, geometry: Geometry
-) -> tiles.GemmTile:
+def conv_tile(in_channels: int, out_channels: int, dtype: torch.dtype, geometry: Geometry) -> tiles.GemmTile:
     """The heuristic's tile for :func:`conv`: view by view, or with merged taps where that is less work."""
-    return _tile(False, batch, in_channels, out_channels, dtype, geometry)
+    return _tile(False, in_channels, out_channels, dtype, geometry)
 
 
-def input_grad_tile(
-    batch: int, in_channels: int, out_channels: int, dtype: torch.dtype, geometry: Geometry
-) -> tiles.GemmTile:
+def input_grad_tile(in_channels: int, out_channels: int, dtype: torch.dtype, geometry: Geometry) -> tiles.GemmTile:
     """The heuristic's tile for :func:`input_grad`, as :func:`conv_tile`."""
-    return _tile(True, batch, in_channels, out_channels, dtype, geometry)
+    return _tile(True, in_channels, out_channels, dtype, geometry)
 
 
 def _tile(
-    transposed: bool, batch: int, in_channels: int, out_channels: int, dtype: torch.dtype, geometry: Geometry
+    transposed: bool, in_channels: int, out_channels: int, dtype: torch.dtype, geometry: Geometry
 ) -> tiles.GemmTile:
-    shape = batch, in_channels, out_channels, dtype.itemsize, geometry
+    shape = in_channels, out_channels, dtype.itemsize, geometry
     return _choose(transposed, *shape, merging(geometry, transposed), device.exact(dtype), device.current())
 
 
 @lru_cache(maxsize=4096)
 def _choose(
     transposed: bool,
-    batch: int,
     in_channels: int,
     out_channels: int,
     itemsize: int,
@@ -370,13 +394,12 @@ def _choose(
     facts: device.Device,
 ) -> tiles.GemmTile:
     per_group, programs = in_channels // geometry.groups, geometry.groups if transposed else 1
-    rows = batch * math.prod(geometry.input_size if transposed else geometry.output_size)
     works = []
     for merged in choices:
         regions = gather_tables.regions(geometry, out_channels, merged)
         widths = [region.end - region.first for region in regions]
         columns, depths = ([per_group] * geometry.groups, widths) if transposed else (widths, [per_group])
-        tile = tiles.gemm_tile(columns, depths, rows, itemsize, exact, facts.shared_memory, facts.multiprocessors)
+        tile = tiles.gemm_tile(columns, depths, itemsize, exact, facts.shared_memory)
         steps = geometry.tap_count(regions[0].view) * sum(-(-depth // tile.bk) for depth in depths) / programs
         work = tiles.gemm_work(tile, columns, steps, tiles.reading(facts.arch, exact))
         works.append((work, replace(tile, merged=merged)))
@@ -423,9 +446,9 @@ def conv(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,
         _launch(x, packed(weight, geometry, plan, tile), bias, y, plan, tile, activation)
 
     with device.of(x):
-        channels = *input.shape[:2], weight.shape[0]
+        channels = input.shape[1], weight.shape[0]
         default = conv_tile(*channels, input.dtype, geometry)
-        _run(run, default, "conv", y, channels, geometry)
+        _run(run, default, "conv", y, (input.shape[0], *channels), geometry)
     return y
 
 
@@ -449,7 +472,6 @@ def input_grad(grad_output: Tensor, weight: Tensor, geometry: Geometry) -> Tenso
         _launch(g, _pack_input_grad(taps, plan, tile.bk), None, y, plan, tile)
 
     with device.of(g):
-        sizes = g.shape[0], channels, weight.shape[0]
-        default = input_grad_tile(*sizes, grad_output.dtype, geometry)
-        _run(run, default, "input_grad", y, sizes, geometry)
+        default = input_grad_tile(channels, weight.shape[0], grad_output.dtype, geometry)
+        _run(run, default, "input_grad", y, (g.shape[0], channels, weight.shape[0]), geometry)
     return y

@@ -67,9 +67,6 @@ STEP_OVERHEAD = 16
 PROGRAM_OVERHEAD = 3
 """Cost of a program's start and end, in steps."""
 
-HALF = 64
-"""Rows and columns of the tile for layers of few positions: half of the two largest, 128x64 and 64x128."""
-
 
 def _ceil(value: int, step: int) -> int:
     return -(-value // step) * step
@@ -96,31 +93,68 @@ def _stages(tile_bytes: int, shared_memory: int) -> int:
 def gemm_tile(
     columns: Sequence[int],
     depths: Sequence[int],
-    rows: int,
     itemsize: int,
     exact: bool,
     shared_memory: int,
-    multiprocessors: int,
 ) -> GemmTile:
-    """Tile of the gather GEMM. The volume decides only between two tiles, so that few binaries serve all.
+    """Tile of the gather GEMM, whatever the volume: one binary serves all.
 
     Args:
         columns: channels that each run of columns (a view, or a channel group) writes.
         depths: channels that each run of channels read at one tap has.
-        rows: positions that are written, of all samples.
         itemsize: bytes of an element.
         exact: products are not made by matrix instructions (float32 without tf32).
         shared_memory: bytes that a program may use.
-        multiprocessors: of the device.
     """
     bk = _cheapest(depths, _depths(itemsize, exact), STEP_OVERHEAD)
     bn = _cheapest(columns, _columns(itemsize, exact), COLUMN_OVERHEAD)
     # 128 accumulators a thread would leave too few registers for the loop.
     bm = 128 if bn <= 64 and not exact and itemsize < 8 else 64
-    programs = -(-rows // bm) * sum(-(-width // bn) for width in columns)
-    if bm * bn > HALF * HALF and 2 * programs <= multiprocessors:
-        bm, bn = HALF, HALF  # each half finds a multiprocessor of its own
     return GemmTile(bm, bn, bk, WARPS, _stages((bm + bn) * bk * itemsize, shared_memory))
+
+
+FINISH_STEPS = 8
+"""Cost of launching the kernel that adds up split sums, in steps."""
+
+WORKSPACE_READING = 8
+"""Cost of writing or reading a sum, as a multiple of that of reading a value from the L2 cache."""
+
+MOST_SPLITS = 32
+
+
+@lru_cache(maxsize=4096)
+def gemm_splits(
+    tile: tuple[int, int, int],
+    programs: int,
+    steps: int,
+    outputs: int,
+    sum_bytes: int,
+    reading: int,
+    multiprocessors: int,
+) -> int:
+    """Programs that share the steps of a tile, so that few tiles fill the device: the number that is least work.
+
+    Args:
+        tile: its rows, columns and depth.
+        programs: tiles, of all jobs.
+        steps: of the longest job.
+        outputs: elements of the output.
+        sum_bytes: of a sum.
+        reading: as in :func:`gemm_work`.
+        multiprocessors: of the device.
+    """
+    rows, columns, depth = tile
+    step = depth * (rows * columns + reading * (rows + columns))
+    each_split = 2 * outputs * WORKSPACE_READING * reading / multiprocessors  # written and read
+
+    def work(splits: int) -> float:
+        rounds = max(1, programs * splits / multiprocessors)
+        products = rounds * (PROGRAM_OVERHEAD + -(-steps // splits)) * step
+        return products if splits == 1 else products + FINISH_STEPS * step + splits * each_split
+
+    most = min(MOST_SPLITS, steps, MAX_WORKSPACE // (sum_bytes * max(outputs, 1)))
+    best = min(range(1, max(1, most) + 1), key=work)
+    return -(-steps // -(-steps // best))  # none without steps
 
 
 def reading(arch: int | str, exact: bool) -> int:
@@ -204,8 +238,7 @@ def gemm_tiles(itemsize: int, exact: bool, shared_memory: int) -> list[GemmTile]
     """Every tile that :func:`gemm_tile` can choose for a dtype and device."""
     return list(
         dict.fromkeys(
-            gemm_tile([columns], [depth], 1, itemsize, exact, shared_memory, multiprocessors)
-            for multiprocessors in (1, 2)
+            gemm_tile([columns], [depth], itemsize, exact, shared_memory)
             for columns in _columns(itemsize, exact)
             for depth in _depths(itemsize, exact)
         )

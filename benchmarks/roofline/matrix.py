@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch import Tensor
 
-from acs_triton.kernels import descriptor_tables, descriptor_weight_grad, gather_tables, weight_grad
+from acs_triton.kernels import descriptor_tables, descriptor_weight_grad, gather_tables, split_depth, weight_grad
 
 from .launches import distinct_bytes, spanned
 from .traffic import (
@@ -43,9 +43,11 @@ def gathered_gemm(a: Arguments, programs: int) -> Work:
             rows_of[key] = _rows(a, axes, size, axis // gather_tables.AXIS_FIELDS)
         tiles, o_x, off, y_row, entries = rows_of[key]
         matrix += tiles * n_steps * a.BM * a.BN * a.BK
-        loaded += tiles * (n_steps * a.BN * a.BK * item + SECTOR)  # weights, and the rest of the job
-        loaded += tiles * SECTOR * int(sectors_of(step * 8, (n_steps + 1) * 8)) + entries
-        loaded += tiles * SECTOR * int(sectors_of(column * item, columns * item)) * bool(a.biased)
+        loaded += tiles * n_steps * a.BN * a.BK * item  # weights
+        loaded += a.splits * (tiles * SECTOR + entries)  # the rest of the job, and the rows
+        for first, n in _splits(n_steps, a.splits):
+            loaded += tiles * SECTOR * int(sectors_of((step + first) * 8, (n + 1) * 8))
+        loaded += tiles * SECTOR * int(sectors_of(column * item, columns * item)) * _biased(a)
         if (key, step, n_steps) not in gathered:
             total = 0
             for entry in steps[step : step + n_steps]:
@@ -63,8 +65,23 @@ def gathered_gemm(a: Arguments, programs: int) -> Work:
     for length, starts in seen.items():
         for vector in range(length):
             touched[vector:] |= starts[: starts.size - vector]
-    tables = a.size("p_w", "p_jobs", "p_axes", "p_steps") + (a.size("p_bias") if a.biased else 0)
-    return Work(matrix, 0, loaded, stored, int(touched.sum()) * VECTOR + tables, a.size("p_y"))
+    tables = a.size("p_w", "p_jobs", "p_axes", "p_steps") + a.size("p_bias") * _biased(a)
+    return Work(matrix, 0, loaded, stored, int(touched.sum()) * VECTOR + tables, _written(a))
+
+
+def _splits(steps: int, splits: int) -> list[tuple[int, int]]:
+    """First step and number of steps of each split, as the kernels find them."""
+    each = -(-steps // splits)
+    return [(first, min(each, steps - first)) for first in (min(i * each, steps) for i in range(splits))]
+
+
+def _biased(a: Arguments) -> bool:
+    return bool(a.biased) and a.splits == 1
+
+
+def _written(a: Arguments) -> int:
+    """Bytes that a GEMM writes: the output, or the sums of each split."""
+    return a.size("p_y") if a.splits == 1 else a.size("p_sums")
 
 
 def _rows(a: Arguments, axes: np.ndarray, size: list[int], first: int):
@@ -87,20 +104,28 @@ def _rows(a: Arguments, axes: np.ndarray, size: list[int], first: int):
 
 
 def _stored(a: Arguments, y_row: np.ndarray, column: int, columns: int, width: int) -> int:
-    """Bytes of the sectors of a tile's stores to these rows of ``p_y`` (-1: none); ``width``: of the whole tile."""
-    item, valid = a.p_y.element_size(), y_row >= 0
-    if not a.Y_UNIT:
+    """Bytes of the sectors of every split's stores to these rows (-1: none); ``width``: of the whole tile."""
+    if a.splits > 1:
+        item, unit = a.p_sums.element_size(), split_depth.sum_unit(a.Y_UNIT)
+    else:
+        item, unit = a.p_y.element_size(), a.Y_UNIT
+    valid, unit = y_row >= 0, min(unit, VECTOR // item)
+    if not unit:
         start = y_row // a.y_positions * (a.y_channels - 1) * a.y_positions + y_row
-        return one_by_one(start, valid, np.arange(column, column + columns) * a.y_positions, item)
-    chunk = LANES * a.Y_UNIT  # columns that a request can take
-    return SECTOR * sum(
-        request_sectors(
-            (y_row * a.y_channels + column + first) * item,
-            min(columns - first, chunk) * item,
-            valid,
-            max(1, chunk // width),
+        return a.splits * one_by_one(start, valid, np.arange(column, column + columns) * a.y_positions, item)
+    chunk = LANES * unit  # columns that a request can take
+    return (
+        a.splits
+        * SECTOR
+        * sum(
+            request_sectors(
+                (y_row * a.y_channels + column + first) * item,
+                min(columns - first, chunk) * item,
+                valid,
+                max(1, chunk // width),
+            )
+            for first in range(0, columns, chunk)
         )
-        for first in range(0, columns, chunk)
     )
 
 
@@ -121,8 +146,9 @@ def fetched_gemm(a: Arguments, programs: int) -> Work:
             fetched[key] = sum(all_boxes.fetch(at, channel, a.BK) for at, channel in reads)
         matrix += active * len(reads) * a.BO * int(np.prod(extents)) * a.BK
         loaded += fetched[key] + active * len(reads) * a.BO * a.BK * item
-        loaded += SECTOR * (programs // a.jobs + active * (1 + 2 * n_segments))  # the job's record, and the segments'
-        loaded += active * SECTOR * int(sectors_of(column * item, columns * item)) * bool(a.biased)
+        # The job's record, and the segments'.
+        loaded += SECTOR * (programs // a.jobs + active * a.splits * (1 + 2 * n_segments))
+        loaded += active * SECTOR * int(sectors_of(column * item, columns * item)) * _biased(a)
         index = np.meshgrid(*(np.arange(n * extent) for n, extent in zip(counts, extents, strict=True)), indexing="ij")
         inside = np.logical_and.reduce([i < n for i, n in zip(index, size, strict=True)])
         y_row = np.where(inside, start + sum(i * step for i, step in zip(index, steps, strict=True)), -1)
@@ -133,7 +159,32 @@ def fetched_gemm(a: Arguments, programs: int) -> Work:
             stored += _stored(a, rows, column, columns, a.BO)
     seen = np.logical_or.reduce([one.seen for one in boxes.values()])
     read = int(seen.sum()) * VECTOR * a.samples + distinct_bytes(a.w.base) + a.size("p_jobs", "p_segments")
-    return Work(matrix, 0, loaded, stored, read + (a.size("p_bias") if a.biased else 0), a.size("p_y"))
+    return Work(matrix, 0, loaded, stored, read + a.size("p_bias") * _biased(a), _written(a))
+
+
+def finish(a: Arguments, programs: int) -> Work:
+    y_item, sum_item, unit = a.p_y.element_size(), a.p_sums.element_size(), max(a.Y_UNIT, 1)
+    sample, position, channel = np.ogrid[: a.p_y.shape[0], : a.positions, : a.channels]
+    of_sample = sample * a.positions * a.channels
+    last = of_sample + position * a.channels + channel
+    first = of_sample + position + channel * a.positions
+    c_block, p_block = channel // a.CHANNELS, position // a.POSITIONS
+    program = (sample * -(-a.positions // a.POSITIONS) + p_block) * -(-a.channels // a.CHANNELS) + c_block
+    source, program = (
+        ((last if a.Y_UNIT > 1 else first) * sum_item).ravel(),
+        np.broadcast_to(program, last.shape).ravel(),
+    )
+    residues, times = np.unique(np.arange(a.splits) * a.elements * sum_item % SECTOR, return_counts=True)
+    loaded = sum(int(n) * by_block(source + residue, program) for residue, n in zip(residues, times, strict=True))
+    if a.biased:
+        loaded += by_block(np.broadcast_to(channel * a.p_bias.element_size(), last.shape).ravel(), program)
+    # A request takes 32 threads' vectors: of one row, or of one channel where these are not last.
+    if a.Y_UNIT:
+        target, request = last, (sample * a.positions + position) * a.channels + channel // (LANES * unit)
+    else:
+        target, request = first, (sample * a.channels + channel) * a.positions + p_block
+    stored = by_block((target * y_item).ravel(), np.broadcast_to(request, last.shape).ravel())
+    return Work(0, 0, loaded, stored, a.size("p_sums") + a.size("p_bias") * bool(a.biased), a.size("p_y"))
 
 
 def _box_steps(segment: np.ndarray, bk: int) -> Iterator[tuple[list[int], int]]:

@@ -78,14 +78,14 @@ def test_taps_are_merged_where_that_is_less_work(arch, channels, conv, input_gra
     facts = replace(device, arch=arch, backend="cuda")
     monkeypatch.setattr(triton_device, "current", lambda: facts)
     geometry = Case(channels, channels, (32, 32, 32)).geometry
-    assert gather_gemm.conv_tile(2, channels, channels, torch.float16, geometry).merged == conv
-    assert gather_gemm.input_grad_tile(2, channels, channels, torch.float16, geometry).merged == input_grad
+    assert gather_gemm.conv_tile(channels, channels, torch.float16, geometry).merged == conv
+    assert gather_gemm.input_grad_tile(channels, channels, torch.float16, geometry).merged == input_grad
 
 
 def test_a_single_view_is_not_merged(device):
     for case in (Case(8, 8, (4, 5, 6), kernel=(1, 1), padding=(0, 0)), Case(8, 8, (4, 5, 6), split=(0, 8, 0))):
-        assert not gather_gemm.conv_tile(2, 8, 8, torch.float16, case.geometry).merged
-        assert not gather_gemm.input_grad_tile(2, 8, 8, torch.float16, case.geometry).merged
+        assert not gather_gemm.conv_tile(8, 8, torch.float16, case.geometry).merged
+        assert not gather_gemm.input_grad_tile(8, 8, torch.float16, case.geometry).merged
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -200,7 +200,7 @@ def test_non_finite_input_stays_in_its_receptive_field(out_channels, merged, mak
     """
     case = Case(16, out_channels, (6, 6, 6), groups=2, batch=1)
     geometry = case.geometry
-    assert gather_gemm.conv_tile(1, 16, out_channels, torch.float32, geometry).merged == merged
+    assert gather_gemm.conv_tile(16, out_channels, torch.float32, geometry).merged == merged
     x, w = make(case.input_shape, torch.float32, 1), make(case.weight_shape, torch.float32, 2)
     x[0, 3, 2, 2, 2] = float("inf")
     reached = torch.zeros(case.input_shape)

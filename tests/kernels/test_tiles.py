@@ -7,12 +7,10 @@ from acs_triton.geometry import default_split
 from acs_triton.kernels import tiles
 
 SHARED_MEMORY = {"sm_80": 166912, "sm_86": 101376, "sm_90": 232448, "gfx942": 65536}
-MANY = 10**6
-"""Positions that fill every device."""
 
 
-def tile(columns, depths, rows=MANY, itemsize=2, exact=False, arch="sm_80", multiprocessors=108):
-    return tiles.gemm_tile(columns, depths, rows, itemsize, exact, SHARED_MEMORY[arch], multiprocessors)
+def tile(columns, depths, itemsize=2, exact=False, arch="sm_80"):
+    return tiles.gemm_tile(columns, depths, itemsize, exact, SHARED_MEMORY[arch])
 
 
 @pytest.mark.parametrize(
@@ -33,27 +31,6 @@ def tile(columns, depths, rows=MANY, itemsize=2, exact=False, arch="sm_80", mult
 def test_columns_follow_the_split(out_channels, bm, bn):
     """A view has a third of the channels: 64 columns would be two thirds empty at 64 channels."""
     chosen = tile(default_split(out_channels), [64])
-    assert (chosen.bm, chosen.bn) == (bm, bn)
-
-
-@pytest.mark.parametrize(
-    ("out_channels", "rows", "multiprocessors", "bm", "bn"),
-    [
-        (128, 2304, 108, 64, 64),  # 3 x 18 programs of 128x64
-        (128, 2305, 108, 128, 64),
-        (128, 2305, 132, 64, 64),
-        (128, 2305, 28, 128, 64),
-        (256, 1152, 108, 64, 64),
-        (256, 1153, 108, 64, 128),
-        (512, 2 * 7**3, 108, 64, 64),
-        (512, 2 * 7**3, 46, 128, 64),
-        (512, 2 * 14**3, 108, 128, 64),
-        (64, 8, 108, 128, 32),  # no smaller tile with so few columns
-        (48, 8, 108, 128, 16),
-    ],
-)
-def test_layers_that_leave_half_of_the_device_idle_get_half_tiles(out_channels, rows, multiprocessors, bm, bn):
-    chosen = tile(default_split(out_channels), [64], rows, multiprocessors=multiprocessors)
     assert (chosen.bm, chosen.bn) == (bm, bn)
 
 
@@ -79,7 +56,7 @@ def test_the_lists_hold_what_can_be_chosen():
     chosen = {}
     for columns, depths, facts in arguments():
         gemm, weight = chosen.setdefault(facts, (set(), set()))
-        gemm.update(tiles.gemm_tile(columns, depths, rows, *facts, multiprocessors=108) for rows in (1, 2000, MANY))
+        gemm.add(tiles.gemm_tile(columns, depths, *facts))
         weight.update(tiles.weight_tile(depths[0], columns, taps, *facts) for taps in (1, 3, 9))
     for facts, (gemm, weight) in chosen.items():
         assert gemm == set(tiles.gemm_tiles(*facts))
@@ -128,3 +105,30 @@ def test_splits(jobs, steps, most):
     assert splits <= max(1, most)
     assert splits * jobs <= max(jobs, 2 * 108)
     assert (splits - 1) * per_split < steps, "no program is without steps"
+
+
+def gemm_splits(programs, steps, outputs, multiprocessors=108):
+    return tiles.gemm_splits((128, 64, 64), programs, steps, outputs, 4, 32, multiprocessors)
+
+
+@pytest.mark.parametrize(
+    ("programs", "steps", "outputs", "splits"),
+    [
+        (108, 72, 108 * 128 * 64, 1),  # every multiprocessor has a tile
+        (1000, 9, 1000 * 128 * 64, 1),
+        (9, 72, 27 * 512, 12),  # 512 channels at 3^3: a program for each multiprocessor
+        (9, 1, 27 * 512, 1),  # nothing to share
+        (9, 3, 27 * 512, 1),  # a second kernel takes longer than the steps
+        (40, 18, 40 * 128 * 64, 1),
+        (40, 72, 40 * 128 * 64, 3),
+    ],
+)
+def test_steps_are_shared_where_tiles_leave_multiprocessors_idle(programs, steps, outputs, splits):
+    assert gemm_splits(programs, steps, outputs) == splits
+
+
+def test_split_sums_fit_into_the_workspace():
+    for programs, steps, outputs in itertools.product((1, 5, 50), (1, 2, 7, 72, 1000), (10, 10**5, 10**7, 10**9)):
+        splits = gemm_splits(programs, steps, outputs, multiprocessors=10**6)
+        assert splits == 1 or 4 * splits * outputs <= tiles.MAX_WORKSPACE
+        assert (splits - 1) * -(-steps // splits) < steps, "no program is without steps"
