@@ -133,26 +133,41 @@ def descriptor_gemm_kernel(
     o = tl.arange(0, BO)
     # By whole vectors, where there are any: a mask that may differ within one would make stores of single elements.
     m_o = o // max(Y_UNIT, 1) < columns // max(Y_UNIT, 1)
-    i = tl.arange(0, POSITIONS)
+    if splits > 1:
+        SUM_UNIT: tl.constexpr = sum_unit(Y_UNIT)
+        p_sums += (split * samples).to(tl.int64) * y_positions * y_channels
+        _store(p_sums, acc, p_job, sample, first1, first2, first3, m_o, y_positions, y_channels, B2, B3, SUM_UNIT)
+    else:
+        acc += tl.load(p_bias + column + o, mask=m_o & (biased != 0), other=0.0).to(tl.float32)[:, None]
+        b_y = activated(acc, ACTIVATION).to(p_y.dtype.element_ty)
+        _store(p_y, b_y, p_job, sample, first1, first2, first3, m_o, y_positions, y_channels, B2, B3, Y_UNIT)
+
+
+@triton.jit
+def _store(
+    p_y,
+    b_y,
+    p_job,
+    sample,
+    first1,
+    first2,
+    first3,
+    m_o,
+    y_positions,
+    y_channels,
+    B2: tl.constexpr,
+    B3: tl.constexpr,
+    Y_UNIT: tl.constexpr,
+):
+    """Write a tile, its box beginning at these positions."""
+    o = tl.arange(0, b_y.shape[0])
+    i = tl.arange(0, b_y.shape[1])
     i3 = first3 + i % B3
     i2 = first2 + i // B3 % B2
     i1 = first1 + i // (B3 * B2)
     m_i = (i1 < tl.load(p_job + 5)) & (i2 < tl.load(p_job + 6)) & (i3 < tl.load(p_job + 7))
     y_row = i1 * tl.load(p_job + 11) + i2 * tl.load(p_job + 12) + i3 * tl.load(p_job + 13) + tl.load(p_job + 14)
-    if splits > 1:
-        SUM_UNIT: tl.constexpr = sum_unit(Y_UNIT)
-        p_sums += (split * samples).to(tl.int64) * y_positions * y_channels
-        _store(p_sums, acc, sample, y_row, m_i, column, m_o, y_positions, y_channels, SUM_UNIT)
-    else:
-        acc += tl.load(p_bias + column + o, mask=m_o & (biased != 0), other=0.0).to(tl.float32)[:, None]
-        b_y = activated(acc, ACTIVATION).to(p_y.dtype.element_ty)
-        _store(p_y, b_y, sample, y_row, m_i, column, m_o, y_positions, y_channels, Y_UNIT)
-
-
-@triton.jit
-def _store(p_y, b_y, sample, y_row, m_i, column, m_o, y_positions, y_channels, Y_UNIT: tl.constexpr):
-    """Write a tile: its channels from ``column`` on, at the rows ``y_row`` of a sample."""
-    o = tl.arange(0, b_y.shape[0])
+    column = tl.load(p_job + 3)
     if Y_UNIT > 0:
         pitch = (y_channels // Y_UNIT) * Y_UNIT
         p_y += sample.to(tl.int64) * y_positions * pitch + tl.multiple_of(column, Y_UNIT)

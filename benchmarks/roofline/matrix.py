@@ -163,7 +163,7 @@ def fetched_gemm(a: Arguments, programs: int) -> Work:
 
 
 def finish(a: Arguments, programs: int) -> Work:
-    y_item, sum_item, unit = a.p_y.element_size(), a.p_sums.element_size(), max(a.Y_UNIT, 1)
+    y_item, sum_item = a.p_y.element_size(), a.p_sums.element_size()
     sample, position, channel = np.ogrid[: a.p_y.shape[0], : a.positions, : a.channels]
     of_sample = sample * a.positions * a.channels
     last = of_sample + position * a.channels + channel
@@ -178,9 +178,9 @@ def finish(a: Arguments, programs: int) -> Work:
     loaded = sum(int(n) * by_block(source + residue, program) for residue, n in zip(residues, times, strict=True))
     if a.biased:
         loaded += by_block(np.broadcast_to(channel * a.p_bias.element_size(), last.shape).ravel(), program)
-    # A request takes 32 threads' vectors: of one row, or of one channel where these are not last.
+    # A request takes 32 channels of a few rows, or positions of a few channels where these are not last.
     if a.Y_UNIT:
-        target, request = last, (sample * a.positions + position) * a.channels + channel // (LANES * unit)
+        target, request = last, (sample * a.positions + position) * a.channels + channel // LANES
     else:
         target, request = first, (sample * a.channels + channel) * a.positions + p_block
     stored = by_block((target * y_item).ravel(), np.broadcast_to(request, last.shape).ravel())

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from acs_triton import ops, use_backend
 from acs_triton.activations import ACTIVATIONS, activate
 from acs_triton.geometry import ConvParams
-from acs_triton.kernels import depthwise, gather_gemm, stem
+from acs_triton.kernels import depthwise, descriptor_gemm, gather_gemm, stem
 
 from . import oracle
 from .cases import LAYOUTS, Case
@@ -64,8 +64,9 @@ def test_operator_reaches_the_kernel(groups, make, main_dtype, monkeypatch):
     case = Case(6, 6, (2, 3, 4), groups=groups, split=(), batch=1)
     tensors = operands(case, make, main_dtype)
     params = ConvParams((3, 3), (1,) * 3, (1,) * 4, (1,) * 4, (1,) * 4, groups, (), "acsconv")
-    given, conv = [], gather_gemm.conv
-    monkeypatch.setattr(gather_gemm, "conv", lambda *args: given.append(args[-1]) or conv(*args))
+    given = []
+    for kernel in (gather_gemm, descriptor_gemm):
+        monkeypatch.setattr(kernel, "conv", lambda *args, conv=kernel.conv: given.append(args[-1]) or conv(*args))
     with use_backend("triton"):
         result = ops.conv_act(*tensors, "silu", *params.args())
     assert given == (["silu"] if groups == 1 else [])

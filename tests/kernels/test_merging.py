@@ -42,7 +42,7 @@ def test_the_choice_has_the_lower_bound(channels, primitive, make, device, bound
             else gather_gemm.input_grad(x, w, case.geometry)
         )
 
-    chosen = getattr(gather_gemm, f"{primitive}_tile")(2, channels, channels, torch.float16, case.geometry).merged
+    chosen = getattr(gather_gemm, f"{primitive}_tile")(channels, channels, torch.float16, case.geometry).merged
     bounds = {}
     for merged in (False, True):
         monkeypatch.setattr(gather_gemm, "merging", lambda *args, merged=merged, **kwargs: (merged,))
