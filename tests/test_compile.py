@@ -295,7 +295,8 @@ def launch_activations(dtype: str) -> None:
 def launch_sums_of_splits(dtype: str) -> None:
     for y_unit, activation in itertools.product((16 // DTYPES[dtype].itemsize, 1, 0), ("", *ACTIVATIONS)):
         y = torch.empty((2, 64, 4, 4, 4), dtype=DTYPES[dtype], device=device.current().torch_device)
-        split_depth.finish(split_depth.sums(y, 3), 3, y.new_empty(64), y, y_unit, activation)
+        places = torch.empty(64, dtype=torch.int32, device=y.device)
+        split_depth.finish(split_depth.sums(y, 3, 64), places, y.new_empty(64), y, y_unit, activation)
 
 
 def launch_huge_samples(dtype: str) -> None:

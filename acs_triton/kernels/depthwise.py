@@ -174,9 +174,10 @@ def _launch_conv(source, weight, bias, geometry, plan, size, class_size, stride,
     def run(tile):
         programs = plan(geometry, vector, tile.channels)
         boxes = _boxes(class_size, tile)
-        # ptxas saves too many registers, and spills some, in loops over taps of any size (bfloat16 on sm_90), and for
-        # seven taps over few rows (float16 on sm_80, bfloat16 on sm_90 and sm_120).
-        few_registers = programs.slide and (geometry.kernel_size[0] < 7 or tile.rows > 4)
+        # ptxas saves too many registers, and spills some, in loops over taps of any size (bfloat16 on sm_90), for seven
+        # taps over few rows (float16 on sm_80, bfloat16 on sm_90 and sm_120) and with GELU's erf (float32 on sm_90).
+        few_rows = geometry.kernel_size[0] >= 7 and tile.rows <= 4
+        few_registers = programs.slide and not few_rows and activation != "gelu"
         depthwise_conv_kernel[(len(programs.records) * boxes[0] * boxes[1] * boxes[2] * source.shape[0],)](
             source,
             taps,

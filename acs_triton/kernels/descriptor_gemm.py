@@ -32,7 +32,7 @@ from ..tables import keep
 from . import autotune, descriptor_tables, device, gather_gemm, split_depth
 from .channels_last import channels_last, is_channels_last, unit
 from .epilogue import activated
-from .split_depth import split_steps, sum_unit
+from .split_depth import split_steps, store_sums
 
 JOB_FIELDS = tl.constexpr(descriptor_tables.JOB_FIELDS)
 SEGMENT_FIELDS = tl.constexpr(descriptor_tables.SEGMENT_FIELDS)
@@ -41,19 +41,20 @@ MINIMUM_CAPABILITY = 90
 
 
 @triton.jit(
-    do_not_specialize=["jobs", "splits", "samples", "half_rows", "y_positions", "y_channels", "biased"],
+    do_not_specialize=["jobs", "splits", "column_tiles", "samples", "half_rows", "y_positions", "y_channels", "biased"],
     do_not_specialize_on_alignment=["p_bias", "p_sums", "p_y", "p_jobs", "p_segments"],
 )
 def descriptor_gemm_kernel(
     x,  # descriptor of the input (samples, three axes, channels), boxes (1, B1, B2, B3, BK)
     w,  # descriptor of the packed weights (steps * rows, BK), boxes (BO, BK)
     p_bias,  # (columns,), where biased
-    p_sums,  # the output's sums of each split, where there are several
+    p_sums,  # (splits, rows, columns of all tiles), where there are several splits
     p_y,
     p_jobs,
     p_segments,
     jobs,
     splits,  # programs that share the steps of a box
+    column_tiles,  # of the output; the number of jobs, but for several classes of positions
     samples,
     half_rows,  # half of the packed rows of a step
     y_positions,
@@ -128,57 +129,51 @@ def descriptor_gemm_kernel(
         row += twice * half_rows
         p_segment += SEGMENT_FIELDS
 
-    column = tl.load(p_job + 3)
-    columns = tl.load(p_job + 4)
-    o = tl.arange(0, BO)
-    # By whole vectors, where there are any: a mask that may differ within one would make stores of single elements.
-    m_o = o // max(Y_UNIT, 1) < columns // max(Y_UNIT, 1)
+    # Each way computes its rows for itself: values that both need would take registers from before the loop's end.
     if splits > 1:
-        SUM_UNIT: tl.constexpr = sum_unit(Y_UNIT)
-        p_sums += (split * samples).to(tl.int64) * y_positions * y_channels
-        _store(p_sums, acc, p_job, sample, first1, first2, first3, m_o, y_positions, y_channels, B2, B3, SUM_UNIT)
+        y_row, m_i = _rows(p_job, first1, first2, first3, B1, B2, B3)
+        sum_row = (split * samples + sample) * y_positions + y_row
+        store_sums(p_sums, tl.trans(acc), sum_row, m_i, program % jobs, column_tiles)
     else:
+        column = tl.load(p_job + 3)
+        columns = tl.load(p_job + 4)
+        o = tl.arange(0, BO)
+        # By whole vectors, where there are any: a mask that may differ within one would make stores of single elements.
+        m_o = o // max(Y_UNIT, 1) < columns // max(Y_UNIT, 1)
         acc += tl.load(p_bias + column + o, mask=m_o & (biased != 0), other=0.0).to(tl.float32)[:, None]
         b_y = activated(acc, ACTIVATION).to(p_y.dtype.element_ty)
-        _store(p_y, b_y, p_job, sample, first1, first2, first3, m_o, y_positions, y_channels, B2, B3, Y_UNIT)
+        y_row, m_i = _rows(p_job, first1, first2, first3, B1, B2, B3)
+        _store(p_y, b_y, sample, y_row, m_i, column, m_o, y_positions, y_channels, Y_UNIT)
 
 
 @triton.jit
-def _store(
-    p_y,
-    b_y,
-    p_job,
-    sample,
-    first1,
-    first2,
-    first3,
-    m_o,
-    y_positions,
-    y_channels,
-    B2: tl.constexpr,
-    B3: tl.constexpr,
-    Y_UNIT: tl.constexpr,
-):
-    """Write a tile, its box beginning at these positions."""
+def _store(p_y, b_y, sample, y_row, m_i, column, m_o, y_positions, y_channels, Y_UNIT: tl.constexpr):
+    """Write a tile: its channels from ``column`` on, at the rows ``y_row`` of a sample."""
     o = tl.arange(0, b_y.shape[0])
-    i = tl.arange(0, b_y.shape[1])
-    i3 = first3 + i % B3
-    i2 = first2 + i // B3 % B2
-    i1 = first1 + i // (B3 * B2)
-    m_i = (i1 < tl.load(p_job + 5)) & (i2 < tl.load(p_job + 6)) & (i3 < tl.load(p_job + 7))
-    y_row = i1 * tl.load(p_job + 11) + i2 * tl.load(p_job + 12) + i3 * tl.load(p_job + 13) + tl.load(p_job + 14)
-    column = tl.load(p_job + 3)
     if Y_UNIT > 0:
+        # 64 bits up to the box's first row, 32 bits from there: there are too few registers for more.
         pitch = (y_channels // Y_UNIT) * Y_UNIT
-        p_y += sample.to(tl.int64) * y_positions * pitch + tl.multiple_of(column, Y_UNIT)
+        y_first = tl.min(y_row, axis=0)
+        p_y += (sample.to(tl.int64) * y_positions + y_first) * pitch + tl.multiple_of(column, Y_UNIT)
         if Y_UNIT > 1:
             p_y = tl.multiple_of(p_y, 16)
-        p_y += (y_row.to(tl.int64) * pitch)[:, None] + o[None, :]
+        p_y += ((y_row - y_first) * pitch)[:, None] + o[None, :]
         tl.store(p_y, tl.trans(b_y), mask=m_i[:, None] & m_o[None, :])
     else:
         p_y += (sample.to(tl.int64) * y_channels + column) * y_positions
         p_y += (o.to(tl.int64) * y_positions)[:, None] + y_row[None, :]
         tl.store(p_y, b_y, mask=m_o[:, None] & m_i[None, :])
+
+
+@triton.jit
+def _rows(p_job, first1, first2, first3, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr):
+    """Where a box's positions are written in a sample, and which of them there are."""
+    i = tl.arange(0, B1 * B2 * B3)
+    i3 = first3 + i % B3
+    i2 = first2 + i // B3 % B2
+    i1 = first1 + i // (B3 * B2)
+    m_i = (i1 < tl.load(p_job + 5)) & (i2 < tl.load(p_job + 6)) & (i3 < tl.load(p_job + 7))
+    return i1 * tl.load(p_job + 11) + i2 * tl.load(p_job + 12) + i3 * tl.load(p_job + 13) + tl.load(p_job + 14), m_i
 
 
 @dataclass(frozen=True)
@@ -191,6 +186,7 @@ class Plan:
         job_count: number of jobs.
         boxes: largest number of boxes of a job and sample.
         most_steps: largest number of steps of a job.
+        column_tiles, sum_places: as in :class:`acs_triton.kernels.gather_gemm.Plan`.
         aligned: every tile of columns starts and ends at a whole vector.
         places, packed_rows, blocks, steps_of, packed_steps: as in :class:`acs_triton.kernels.gather_gemm.Plan`.
     """
@@ -201,6 +197,8 @@ class Plan:
     job_count: int
     boxes: int
     most_steps: int
+    column_tiles: int
+    sum_places: Tensor
     aligned: bool
     places: Tensor
     packed_rows: int
@@ -210,9 +208,8 @@ class Plan:
 
 
 def _plan(tables: descriptor_tables.Tables, vector: int, where: torch.device, packing: dict) -> Plan:
-    columns = [
-        tables.jobs[job + field] for job in range(0, len(tables.jobs), descriptor_tables.JOB_FIELDS) for field in (3, 4)
-    ]
+    columns = list(zip(*(tables.jobs[field :: descriptor_tables.JOB_FIELDS] for field in (3, 4)), strict=True))
+    column_tiles, sum_places = split_depth.sum_places(columns, tables.tile.bo)
     return Plan(
         order=tables.order,
         jobs=gather_gemm.table(tables.jobs, where),
@@ -220,7 +217,9 @@ def _plan(tables: descriptor_tables.Tables, vector: int, where: torch.device, pa
         job_count=tables.job_count,
         boxes=tables.boxes,
         most_steps=max(tables.jobs[15 :: descriptor_tables.JOB_FIELDS]),
-        aligned=not any(column % vector for column in columns),
+        column_tiles=column_tiles,
+        sum_places=gather_gemm.table(sum_places, where),
+        aligned=not any(value % vector for column in columns for value in column),
         **packing,
     )
 
@@ -280,8 +279,9 @@ def _launch(
     y_unit = 0 if not last else vector if plan.aligned and y.shape[1] % vector == 0 else 1
     packed = packed.view(-1, tile.bk)
     programs = x.shape[0] * plan.boxes * plan.job_count
-    splits = split_depth.count((math.prod(tile.box), tile.bo, tile.bk), programs, plan.most_steps, y)
-    sums = split_depth.sums(y, splits)
+    pitch = plan.column_tiles * tile.bo
+    splits = split_depth.count((math.prod(tile.box), tile.bo, tile.bk), programs, plan.most_steps, y, pitch)
+    sums = split_depth.sums(y, splits, pitch)
     descriptor_gemm_kernel[(programs * splits,)](
         descriptor(x, plan.order, tile.box, tile.bk),
         describe(packed, (tile.bo, tile.bk)),
@@ -292,6 +292,7 @@ def _launch(
         plan.segments,
         plan.job_count,
         splits,
+        plan.column_tiles,
         x.shape[0],
         plan.packed_rows // 2,
         math.prod(y.shape[2:]),
@@ -310,7 +311,7 @@ def _launch(
         num_stages=tile.num_stages,
     )
     if splits > 1:
-        split_depth.finish(sums, splits, bias, y, y_unit, activation)
+        split_depth.finish(sums, plan.sum_places, bias, y, y_unit, activation)
 
 
 @lru_cache(maxsize=4096)
@@ -327,7 +328,16 @@ def _choose(
         dtype.itemsize,
         facts.shared_memory,
     )
-    return tile if tile is not None and _keeps_to_a_group(tile, primitive, channels[0], geometry) else None
+    suited = tile is not None and _keeps_to_a_group(tile, primitive, channels[0], geometry)
+    written = channels[0] if transposed else channels[1]
+    return tile if suited and _is_near(tile, transposed, written, geometry) else None
+
+
+def _is_near(tile: descriptor_tables.Tile, transposed: bool, channels: int, geometry: Geometry) -> bool:
+    """Whether the rows of a box are written no farther apart than 32-bit offsets reach."""
+    _, height, width = geometry.input_size if transposed else geometry.output_size
+    d, h, w = geometry.stride if transposed else (1, 1, 1)
+    return max(tile.box) * (d * height * width + h * width + w) * channels < 2**31
 
 
 def _merging(geometry: Geometry) -> tuple[bool, ...]:

@@ -37,7 +37,7 @@ from . import autotune, device, gather_tables, split_depth, tiles
 from .channels_last import channels_last, strides, unit
 from .epilogue import activated
 from .partials import triton_accumulator
-from .split_depth import split_steps, sum_unit
+from .split_depth import split_steps, store_sums
 
 JOB_FIELDS = tl.constexpr(gather_tables.JOB_FIELDS)
 AXIS_FIELDS = tl.constexpr(gather_tables.AXIS_FIELDS)
@@ -54,14 +54,16 @@ def _axis_entries(p_axis, index):
 
 # Sizes are no constants and not specialised on: one binary serves every volume.
 @triton.jit(
-    do_not_specialize=["jobs", "splits", "samples", "w_rows", "x_sample", "y_positions", "y_channels", "biased"],
+    do_not_specialize=[
+        "jobs", "splits", "samples", "w_rows", "x_sample", "y_positions", "y_channels", "biased",
+    ],
     do_not_specialize_on_alignment=["p_bias", "p_sums", "p_y", "p_jobs", "p_axes", "p_steps"],
-)
+)  # fmt: skip
 def gather_gemm_kernel(
     p_x,  # input, channels-last; offsets count vectors of UNIT channels
     p_w,  # packed weights (steps, w_rows, BK)
     p_bias,  # (columns,), where biased
-    p_sums,  # the output's sums of each split, where there are several
+    p_sums,  # (splits, rows, columns of all tiles), where there are several splits
     p_y,
     p_jobs,
     p_axes,
@@ -146,15 +148,16 @@ def gather_gemm_kernel(
             b_w = b_w.to(tl.float32)
         acc = tl.dot(b_x, b_w, acc, input_precision=PRECISION, out_dtype=ACCUMULATOR)
 
-    columns = tl.load(p_job + 9)
-    # By whole vectors, where there are any: a mask that may differ within one would make stores of single elements.
-    m_n = o_n // max(Y_UNIT, 1) < columns // max(Y_UNIT, 1)
-    column = tl.load(p_job + 8)
     if splits > 1:
-        SUM_UNIT: tl.constexpr = sum_unit(Y_UNIT)
-        p_sums += (split * samples).to(tl.int64) * y_positions * y_channels
-        _store(p_sums, acc, y_row, m_row, column, columns, m_n, y_positions, y_channels, SUM_UNIT)
+        # There is one class of positions: a tile's rows are those of the output. Their numbers are computed again:
+        # what was known before the loop would take registers for both ways.
+        row = first + tl.arange(0, BM)
+        store_sums(p_sums, acc, split * rows + row, row < rows, program % jobs, jobs)
     else:
+        columns = tl.load(p_job + 9)
+        # By whole vectors, where there are any: a mask that may differ within one would make stores of single elements.
+        m_n = o_n // max(Y_UNIT, 1) < columns // max(Y_UNIT, 1)
+        column = tl.load(p_job + 8)
         acc += tl.load(p_bias + column + o_n, mask=m_n & (biased != 0), other=0.0).to(ACCUMULATOR)[None, :]
         b_y = activated(acc, ACTIVATION).to(p_y.dtype.element_ty)
         _store(p_y, b_y, y_row, m_row, column, columns, m_n, y_positions, y_channels, Y_UNIT)
@@ -173,20 +176,29 @@ def _store(p_y, b_y, y_row, m_row, column, columns, m_n, y_positions, y_channels
         if Y_UNIT > 1:
             p_y = tl.multiple_of(p_y, 16)
         p_y += ((y_row - y_first) * (y_channels // Y_UNIT) * Y_UNIT)[:, None]
-        if Y_UNIT == 1 and BM * BN > 4096:
-            # Value by value: the two halves of the columns share their addresses, or registers would not suffice.
-            o_n = tl.arange(0, BN // 2)
-            left, right = tl.split(tl.permute(tl.reshape(b_y, (BM, 2, BN // 2)), (0, 2, 1)))
-            p_y += o_n[None, :]
-            tl.store(p_y, left, mask=m_row[:, None] & (o_n < columns)[None, :])
-            tl.store(p_y + BN // 2, right, mask=m_row[:, None] & (o_n < columns - BN // 2)[None, :])
-        else:
-            tl.store(p_y + o_n[None, :], b_y, mask=m_row[:, None] & m_n[None, :])
+    else:
+        sample = (y_row // y_positions).to(tl.int64)
+        p_y += column.to(tl.int64) * y_positions
+        p_y += (sample * (y_channels - 1) * y_positions + y_row)[:, None]
+    if Y_UNIT <= 1 and BM * BN > 4096:
+        # Value by value: the two halves of the columns share their addresses, or registers would not suffice.
+        HALF: tl.constexpr = BN // 2
+        o_n = tl.arange(0, HALF)
+        left, right = tl.split(tl.permute(tl.reshape(b_y, (BM, 2, HALF)), (0, 2, 1)))
+        _store_columns(p_y, left, o_n, m_row, o_n < columns, y_positions, Y_UNIT)
+        p_y += HALF if Y_UNIT > 0 else y_positions.to(tl.int64) * HALF
+        _store_columns(p_y, right, o_n, m_row, o_n < columns - HALF, y_positions, Y_UNIT)
+    else:
+        _store_columns(p_y, b_y, o_n, m_row, m_n, y_positions, Y_UNIT)
+
+
+@triton.jit
+def _store_columns(p_y, b_y, o_n, m_row, m_n, y_positions, Y_UNIT: tl.constexpr):
+    if Y_UNIT > 0:
+        tl.store(p_y + o_n[None, :], b_y, mask=m_row[:, None] & m_n[None, :])
     else:
         # Transposed, so that neighbouring threads write neighbouring positions.
-        sample = (y_row // y_positions).to(tl.int64)
-        p_y += (sample * (y_channels - 1) * y_positions + y_row)[None, :]
-        p_y += (column + o_n).to(tl.int64)[:, None] * y_positions
+        p_y = tl.trans(p_y) + (o_n.to(tl.int64) * y_positions)[:, None]
         tl.store(p_y, tl.trans(b_y), mask=m_n[:, None] & m_row[None, :])
 
 
@@ -200,6 +212,7 @@ class Plan:
         job_count: number of jobs.
         rows: largest number of rows of a job and sample.
         most_steps: largest number of steps of a job.
+        column_tiles, sum_places: tiles of the output's columns, and where their sums have each channel's.
         aligned: every tile of columns starts and ends at a whole vector.
         places: ``(O,)``, where each output channel goes in the packed weights (input gradient: in a step's depth).
         packed_rows: rows of the packed weights.
@@ -214,6 +227,8 @@ class Plan:
     job_count: int
     rows: int
     most_steps: int
+    column_tiles: int
+    sum_places: Tensor
     aligned: bool
     places: Tensor
     packed_rows: int
@@ -249,10 +264,9 @@ def input_grad_packing(
     }
 
 
-def _plan(tables: gather_tables.Tables, vector: int, where: torch.device, packing: dict) -> Plan:
-    columns = [
-        tables.jobs[job + field] for job in range(0, len(tables.jobs), gather_tables.JOB_FIELDS) for field in (8, 9)
-    ]
+def _plan(tables: gather_tables.Tables, bn: int, vector: int, where: torch.device, packing: dict) -> Plan:
+    columns = list(zip(*(tables.jobs[field :: gather_tables.JOB_FIELDS] for field in (8, 9)), strict=True))
+    column_tiles, sum_places = split_depth.sum_places(columns, bn)
     return Plan(
         jobs=table(tables.jobs, where),
         axes=table(tables.axes, where),
@@ -260,7 +274,9 @@ def _plan(tables: gather_tables.Tables, vector: int, where: torch.device, packin
         job_count=tables.job_count,
         rows=tables.rows,
         most_steps=max(tables.jobs[5 :: gather_tables.JOB_FIELDS]),
-        aligned=not any(column % vector for column in columns),
+        column_tiles=column_tiles,
+        sum_places=table(sum_places, where),
+        aligned=not any(value % vector for column in columns for value in column),
         **packing,
     )
 
@@ -269,7 +285,7 @@ def _plan(tables: gather_tables.Tables, vector: int, where: torch.device, packin
 def _forward_plan(geometry, in_channels, out_channels, tile, x_strides, vector, where) -> Plan:
     shape = in_channels, out_channels, tile.bn
     tables = gather_tables.forward(geometry, *shape, tile.bk, x_strides, vector, tile.merged)
-    return _plan(tables, vector, where, forward_packing(geometry, *shape, tile, where))
+    return _plan(tables, tile.bn, vector, where, forward_packing(geometry, *shape, tile, where))
 
 
 @keep(maxsize=512)
@@ -277,7 +293,7 @@ def _input_grad_plan(geometry, in_channels, out_channels, tile, grad_strides, ve
     shape = in_channels, out_channels, tile.bn
     tables = gather_tables.input_grad(geometry, *shape, tile.bk, grad_strides, vector, tile.merged)
     packing = input_grad_packing(geometry, *shape, tile, vector, tables.packed_steps, where)
-    return _plan(tables, vector, where, packing)
+    return _plan(tables, tile.bn, vector, where, packing)
 
 
 def _pack_forward(weight: Tensor, plan: Plan, bk: int) -> Tensor:
@@ -325,9 +341,10 @@ def _launch(
     programs = triton.cdiv(plan.rows, tile.bm) * plan.job_count
     part = max(1, MAX_INDEX // max(2 * plan.rows, x_sample, programs))
     programs = triton.cdiv(x.shape[0] * plan.rows, tile.bm) * plan.job_count
-    whole = part >= x.shape[0]
-    splits = split_depth.count((tile.bm, tile.bn, tile.bk), programs, plan.most_steps, y) if whole else 1
-    sums = split_depth.sums(y, splits)
+    whole = part >= x.shape[0] and plan.column_tiles == plan.job_count
+    pitch = plan.column_tiles * tile.bn
+    splits = split_depth.count((tile.bm, tile.bn, tile.bk), programs, plan.most_steps, y, pitch) if whole else 1
+    sums = split_depth.sums(y, splits, pitch)
     for first in range(0, x.shape[0], part):
         samples = min(part, x.shape[0] - first)
         grid = (triton.cdiv(samples * plan.rows, tile.bm) * splits * plan.job_count,)
@@ -362,7 +379,7 @@ def _launch(
             **(device.all_registers() if tile.bm * tile.bn >= 4096 else {}),
         )
     if splits > 1:
-        split_depth.finish(sums, splits, bias, y, y_unit, activation)
+        split_depth.finish(sums, plan.sum_places, bias, y, y_unit, activation)
 
 
 def conv_tile(in_channels: int, out_channels: int, dtype: torch.dtype, geometry: Geometry) -> tiles.GemmTile:

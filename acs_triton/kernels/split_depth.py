@@ -8,6 +8,7 @@ call gives the same bits.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -28,20 +29,51 @@ def split_steps(steps, split, splits):
     return first, tl.minimum(each, steps - first)
 
 
-def count(tile: tuple[int, int, int], programs: int, steps: int, output: Tensor) -> int:
-    """Programs that share a tile of an output; see :func:`acs_triton.kernels.tiles.gemm_splits`."""
+@triton.jit
+def store_sums(p_sums, acc, row, m_row, job, column_tiles):
+    """Write a tile's sums: its rows, and all of its columns beside those of the other tiles.
+
+    Whatever the output's format, so that one way to store them needs few registers.
+    """
+    COLUMNS: tl.constexpr = acc.shape[1]
+    p_sums = tl.multiple_of(p_sums, 16) + job % column_tiles * COLUMNS
+    p_sums += (row * (column_tiles * COLUMNS))[:, None] + tl.arange(0, COLUMNS)[None, :]
+    tl.store(p_sums, acc, mask=m_row[:, None])
+
+
+def sum_places(columns: Sequence[tuple[int, int]], width: int) -> tuple[int, list[int]]:
+    """Number of different tiles of columns among jobs, and where their sums have each channel's.
+
+    Args:
+        columns: first channel of each job, and their number.
+        width: columns of a tile.
+    """
+    distinct = list(dict.fromkeys(columns))
+    places = {first + i: tile * width + i for tile, (first, count) in enumerate(distinct) for i in range(count)}
+    return len(distinct), [places[channel] for channel in range(len(places))]
+
+
+def count(tile: tuple[int, int, int], programs: int, steps: int, output: Tensor, pitch: int) -> int:
+    """Programs that share a tile of an output; see :func:`acs_triton.kernels.tiles.gemm_splits`.
+
+    ``pitch`` is the number of all tiles' columns.
+    """
     facts = device.current()
     reading = tiles.reading(facts.arch, device.exact(output.dtype))
-    sum_bytes = accumulator(output.dtype).itemsize
-    return tiles.gemm_splits(tile, programs, steps, output.numel(), sum_bytes, reading, facts.multiprocessors)
+    sums, sum_bytes = _rows(output) * pitch, accumulator(output.dtype).itemsize
+    return tiles.gemm_splits(tile, programs, steps, sums, sum_bytes, reading, facts.multiprocessors)
 
 
-def sums(output: Tensor, splits: int) -> Tensor:
+def _rows(output: Tensor) -> int:
+    return output.shape[0] * math.prod(output.shape[2:])
+
+
+def sums(output: Tensor, splits: int, pitch: int) -> Tensor:
     """Memory for the sums of each split; where there is one, memory that nothing reads or writes."""
     dtype = accumulator(output.dtype)
     if splits == 1:
         return _nothing(dtype, output.device)
-    return torch.empty(splits * output.numel(), dtype=dtype, device=output.device)
+    return torch.empty((splits, _rows(output), pitch), dtype=dtype, device=output.device)
 
 
 @lru_cache(maxsize=64)
@@ -49,30 +81,27 @@ def _nothing(dtype: torch.dtype, where: torch.device) -> Tensor:
     return torch.empty(1, dtype=dtype, device=where)
 
 
-@triton.constexpr_function
-def sum_unit(y_unit: int) -> int:
-    """As the kernels' ``Y_UNIT``, of the sums: channels are not last where the output's are no whole vectors.
-
-    Single float32 values of many channels side by side need more addresses than there are registers.
-    """
-    return y_unit if y_unit > 1 else 0
-
-
-def finish(sums: Tensor, splits: int, bias: Tensor | None, output: Tensor, y_unit: int, activation: str) -> None:
+def finish(sums: Tensor, places: Tensor, bias: Tensor | None, output: Tensor, y_unit: int, activation: str) -> None:
     """Add up the sums of each split and the bias, activate, and round.
 
-    ``y_unit`` is the ``Y_UNIT`` of the kernel that made the sums.
+    Args:
+        sums: ``(splits, rows, columns)``, of :func:`sums`.
+        places: of :func:`sum_places`.
+        bias: ``(O,)`` or None.
+        output: ``(N, O, D, H, W)``, dense.
+        y_unit: the ``Y_UNIT`` of the kernel that made the sums.
+        activation: of :data:`acs_triton.activations.ACTIVATIONS`, or none.
     """
     positions, channels = math.prod(output.shape[2:]), output.shape[1]
     grid = triton.cdiv(positions, POSITIONS) * triton.cdiv(channels, CHANNELS) * output.shape[0]
     finish_kernel[(grid,)](
         sums,
+        places,
         output if bias is None else bias,
         output,
-        splits,
+        *sums.shape,
         positions,
         channels,
-        output.numel(),
         int(bias is not None),
         Y_UNIT=y_unit,
         ACTIVATION=activation,
@@ -89,17 +118,19 @@ SPLITS, POSITIONS, CHANNELS = 4, 16, 64
 
 
 @triton.jit(
-    do_not_specialize=["splits", "positions", "channels", "elements", "biased"],
-    do_not_specialize_on_alignment=["p_bias", "p_y"],
+    do_not_specialize=["splits", "rows", "pitch", "positions", "channels", "biased"],
+    do_not_specialize_on_alignment=["p_sums", "p_places", "p_bias", "p_y"],
 )
 def finish_kernel(
-    p_sums,  # (splits, elements), each in the order that sum_unit says
+    p_sums,  # (splits, rows, pitch)
+    p_places,  # (channels,): columns of the sums
     p_bias,  # (channels,), where biased
     p_y,
     splits,
-    positions,
+    rows,
+    pitch,
+    positions,  # of a sample
     channels,
-    elements,
     biased,
     Y_UNIT: tl.constexpr,  # as in the kernels that make the sums
     ACTIVATION: tl.constexpr,
@@ -113,25 +144,25 @@ def finish_kernel(
     program = program // blocks
     blocks = (positions + POSITIONS - 1) // POSITIONS
     position = program % blocks * POSITIONS + tl.arange(0, POSITIONS)
-    first = program // blocks * positions * channels  # of the sample
+    sample = program // blocks
     UNIT: tl.constexpr = max(Y_UNIT, 1)
-    pitch = channels // UNIT * UNIT
     m_c = c // UNIT < channels // UNIT
     mask = (position < positions)[:, None] & m_c[None, :]
 
-    SUM_UNIT: tl.constexpr = sum_unit(Y_UNIT)
-    if SUM_UNIT > 0:
-        elements = elements // UNIT * UNIT
-        at = first // UNIT * UNIT + position[:, None] * pitch + c[None, :]
-    else:
-        at = first + position[:, None] + c[None, :] * positions
+    at = (sample * positions + position)[:, None] * pitch + tl.load(p_places + c, mask=m_c, other=0)[None, :]
     acc = tl.zeros([POSITIONS, CHANNELS], p_sums.dtype.element_ty)
     for split in range(0, splits, SPLITS):
         s = split + tl.arange(0, SPLITS)
         m_s = (s < splits)[:, None, None] & mask[None, :, :]
-        acc += tl.sum(tl.load(p_sums + (s * elements)[:, None, None] + at[None, :, :], mask=m_s, other=0.0), axis=0)
+        b_sums = tl.load(p_sums + (s * rows * pitch)[:, None, None] + at[None, :, :], mask=m_s, other=0.0)
+        acc += tl.sum(b_sums, axis=0)
     acc += tl.load(p_bias + c, mask=m_c & (biased != 0), other=0.0).to(acc.dtype)[None, :]
     b_y = activated(acc, ACTIVATION).to(p_y.dtype.element_ty)
+    p_y += sample * positions * (channels // UNIT) * UNIT
+    if Y_UNIT > 1:
+        p_y = tl.multiple_of(p_y, 16)
     if Y_UNIT > 0:
-        at = first // UNIT * UNIT + position[:, None] * pitch + c[None, :]
-    tl.store(p_y + at, b_y, mask=mask)
+        p_y += (position * (channels // UNIT) * UNIT)[:, None] + c[None, :]
+    else:
+        p_y += position[:, None] + (c * positions)[None, :]
+    tl.store(p_y, b_y, mask=mask)

@@ -127,7 +127,7 @@ def gemm_splits(
     tile: tuple[int, int, int],
     programs: int,
     steps: int,
-    outputs: int,
+    sums: int,
     sum_bytes: int,
     reading: int,
     multiprocessors: int,
@@ -138,21 +138,21 @@ def gemm_splits(
         tile: its rows, columns and depth.
         programs: tiles, of all jobs.
         steps: of the longest job.
-        outputs: elements of the output.
+        sums: of each split.
         sum_bytes: of a sum.
         reading: as in :func:`gemm_work`.
         multiprocessors: of the device.
     """
     rows, columns, depth = tile
     step = depth * (rows * columns + reading * (rows + columns))
-    each_split = 2 * outputs * WORKSPACE_READING * reading / multiprocessors  # written and read
+    each_split = 2 * sums * WORKSPACE_READING * reading / multiprocessors  # written and read
 
     def work(splits: int) -> float:
         rounds = max(1, programs * splits / multiprocessors)
         products = rounds * (PROGRAM_OVERHEAD + -(-steps // splits)) * step
         return products if splits == 1 else products + FINISH_STEPS * step + splits * each_split
 
-    most = min(MOST_SPLITS, steps, MAX_WORKSPACE // (sum_bytes * max(outputs, 1)))
+    most = min(MOST_SPLITS, steps, MAX_WORKSPACE // (sum_bytes * max(sums, 1)))
     best = min(range(1, max(1, most) + 1), key=work)
     return -(-steps // -(-steps // best))  # none without steps
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch import Tensor
 
-from acs_triton.kernels import descriptor_tables, descriptor_weight_grad, gather_tables, split_depth, weight_grad
+from acs_triton.kernels import descriptor_tables, descriptor_weight_grad, gather_tables, weight_grad
 
 from .launches import distinct_bytes, spanned
 from .traffic import (
@@ -104,28 +104,22 @@ def _rows(a: Arguments, axes: np.ndarray, size: list[int], first: int):
 
 
 def _stored(a: Arguments, y_row: np.ndarray, column: int, columns: int, width: int) -> int:
-    """Bytes of the sectors of every split's stores to these rows (-1: none); ``width``: of the whole tile."""
+    """Bytes of the sectors of a tile's stores to these rows (-1: none); ``width``: of the whole tile."""
+    item, valid = a.p_y.element_size(), y_row >= 0
     if a.splits > 1:
-        item, unit = a.p_sums.element_size(), split_depth.sum_unit(a.Y_UNIT)
-    else:
-        item, unit = a.p_y.element_size(), a.Y_UNIT
-    valid, unit = y_row >= 0, min(unit, VECTOR // item)
-    if not unit:
+        return a.splits * int(valid.sum()) * width * a.p_sums.element_size()
+    if not a.Y_UNIT:
         start = y_row // a.y_positions * (a.y_channels - 1) * a.y_positions + y_row
-        return a.splits * one_by_one(start, valid, np.arange(column, column + columns) * a.y_positions, item)
-    chunk = LANES * unit  # columns that a request can take
-    return (
-        a.splits
-        * SECTOR
-        * sum(
-            request_sectors(
-                (y_row * a.y_channels + column + first) * item,
-                min(columns - first, chunk) * item,
-                valid,
-                max(1, chunk // width),
-            )
-            for first in range(0, columns, chunk)
+        return one_by_one(start, valid, np.arange(column, column + columns) * a.y_positions, item)
+    chunk = LANES * a.Y_UNIT  # columns that a request can take
+    return SECTOR * sum(
+        request_sectors(
+            (y_row * a.y_channels + column + first) * item,
+            min(columns - first, chunk) * item,
+            valid,
+            max(1, chunk // width),
         )
+        for first in range(0, columns, chunk)
     )
 
 
@@ -163,28 +157,27 @@ def fetched_gemm(a: Arguments, programs: int) -> Work:
 
 
 def finish(a: Arguments, programs: int) -> Work:
-    y_item, sum_item = a.p_y.element_size(), a.p_sums.element_size()
-    sample, position, channel = np.ogrid[: a.p_y.shape[0], : a.positions, : a.channels]
-    of_sample = sample * a.positions * a.channels
-    last = of_sample + position * a.channels + channel
-    first = of_sample + position + channel * a.positions
-    c_block, p_block = channel // a.CHANNELS, position // a.POSITIONS
-    program = (sample * -(-a.positions // a.POSITIONS) + p_block) * -(-a.channels // a.CHANNELS) + c_block
-    source, program = (
-        ((last if a.Y_UNIT > 1 else first) * sum_item).ravel(),
-        np.broadcast_to(program, last.shape).ravel(),
-    )
-    residues, times = np.unique(np.arange(a.splits) * a.elements * sum_item % SECTOR, return_counts=True)
+    item, sum_item = a.p_y.element_size(), a.p_sums.element_size()
+    row, channel = np.ogrid[: a.rows, : a.channels]
+    sample, position = row // a.positions, row % a.positions
+    p_block = position // a.POSITIONS
+    program = (sample * -(-a.positions // a.POSITIONS) + p_block) * -(-a.channels // a.CHANNELS) + channel // a.CHANNELS
+    program = program.ravel()
+    source = ((row * a.pitch + a.table("p_places")) * sum_item).ravel()
+    residues, times = np.unique(np.arange(a.splits) * a.rows * a.pitch * sum_item % SECTOR, return_counts=True)
     loaded = sum(int(n) * by_block(source + residue, program) for residue, n in zip(residues, times, strict=True))
-    if a.biased:
-        loaded += by_block(np.broadcast_to(channel * a.p_bias.element_size(), last.shape).ravel(), program)
-    # A request takes 32 channels of a few rows, or positions of a few channels where these are not last.
+    of_channels = [a.p_places] + [a.p_bias] * bool(a.biased)
+    for one in of_channels:
+        loaded += by_block((channel * one.element_size() + 0 * row).ravel(), program)
+    # A request takes vectors of a few rows, or positions of a few channels where these are not last.
     if a.Y_UNIT:
-        target, request = last, (sample * a.positions + position) * a.channels + channel // LANES
+        target, request = row * a.channels + channel, row * a.channels + channel // (LANES * a.Y_UNIT)
     else:
-        target, request = first, (sample * a.channels + channel) * a.positions + p_block
-    stored = by_block((target * y_item).ravel(), np.broadcast_to(request, last.shape).ravel())
-    return Work(0, 0, loaded, stored, a.size("p_sums") + a.size("p_bias") * bool(a.biased), a.size("p_y"))
+        target = (sample * a.channels + channel) * a.positions + position
+        request = (sample * a.channels + channel) * a.positions + p_block
+    stored = by_block((target * item).ravel(), request.ravel())
+    read = a.splits * a.rows * a.channels * sum_item + sum(a.channels * one.element_size() for one in of_channels)
+    return Work(0, 0, loaded, stored, read, a.size("p_y"))
 
 
 def _box_steps(segment: np.ndarray, bk: int) -> Iterator[tuple[list[int], int]]:

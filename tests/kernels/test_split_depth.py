@@ -17,7 +17,7 @@ SOME = [*TYPICAL, CASES[19], Case(40, 24, (3, 4, 5), layout="ncdhw"), Case(16, 2
 
 @pytest.fixture(params=[2, 3, 7])
 def splits(request, monkeypatch):
-    """More splits than some jobs have steps."""
+    """More than some jobs have steps."""
     monkeypatch.setattr(split_depth, "count", lambda *arguments: request.param)
     return request.param
 
@@ -48,7 +48,7 @@ def test_layers_of_few_positions_are_split(device, make):
     x, w = make(case.input_shape, torch.float16, 1, LAYOUTS[case.layout]), make(case.weight_shape, torch.float16, 2)
     tile = gather_gemm.conv_tile(512, 512, torch.float16, case.geometry)
     y = make(case.output_shape, torch.float16)
-    split = split_depth.count((tile.bm, tile.bn, tile.bk), 9, 9 * 512 // tile.bk, y)
+    split = split_depth.count((tile.bm, tile.bn, tile.bk), 9, 9 * 512 // tile.bk, y, 9 * tile.bn)
     assert device.interpreted or split > 4
     magnitude = oracle.conv(x.abs(), w.abs(), None, case.geometry)
     y = gather_gemm.conv(x, w, None, case.geometry)
