@@ -106,6 +106,12 @@ def test_memory_format_is_pytorchs():
     for x in (base, last, last[:, 1:4], last[:, :, 1:], base[:, :1], base[..., :1], base.transpose(1, 4), last[:0]):
         if x.numel():
             assert memory_format(x) == suggest(x)
+    # But for steps: two positions after the fifth of five planes, the next sample has begun.
+    base = torch.empty(2, 6, 5, 5, 7)
+    stepped = channels_last(base)[:, :, ::2, ::2, ::2]
+    assert suggest(stepped) == torch.contiguous_format
+    assert memory_format(stepped) == torch.channels_last_3d
+    assert memory_format(base[:, :, ::2, ::2, ::2]) == torch.contiguous_format
 
 
 class Copies(TorchDispatchMode):

@@ -175,30 +175,29 @@ def _store(p_y, b_y, y_row, m_row, column, columns, m_n, y_positions, y_channels
         p_y += y_first.to(tl.int64) * (y_channels // Y_UNIT) * Y_UNIT + tl.multiple_of(column, Y_UNIT)
         if Y_UNIT > 1:
             p_y = tl.multiple_of(p_y, 16)
-        p_y += ((y_row - y_first) * (y_channels // Y_UNIT) * Y_UNIT)[:, None]
+        o_y = (y_row - y_first) * (y_channels // Y_UNIT) * Y_UNIT
     else:
-        sample = (y_row // y_positions).to(tl.int64)
         p_y += column.to(tl.int64) * y_positions
-        p_y += (sample * (y_channels - 1) * y_positions + y_row)[:, None]
+        o_y = (y_row // y_positions).to(tl.int64) * (y_channels - 1) * y_positions + y_row
     if Y_UNIT <= 1 and BM * BN > 4096:
         # Value by value: the two halves of the columns share their addresses, or registers would not suffice.
         HALF: tl.constexpr = BN // 2
         o_n = tl.arange(0, HALF)
         left, right = tl.split(tl.permute(tl.reshape(b_y, (BM, 2, HALF)), (0, 2, 1)))
-        _store_columns(p_y, left, o_n, m_row, o_n < columns, y_positions, Y_UNIT)
+        _store_columns(p_y, left, o_y, o_n, m_row, o_n < columns, y_positions, Y_UNIT)
         p_y += HALF if Y_UNIT > 0 else y_positions.to(tl.int64) * HALF
-        _store_columns(p_y, right, o_n, m_row, o_n < columns - HALF, y_positions, Y_UNIT)
+        _store_columns(p_y, right, o_y, o_n, m_row, o_n < columns - HALF, y_positions, Y_UNIT)
     else:
-        _store_columns(p_y, b_y, o_n, m_row, m_n, y_positions, Y_UNIT)
+        _store_columns(p_y, b_y, o_y, o_n, m_row, m_n, y_positions, Y_UNIT)
 
 
 @triton.jit
-def _store_columns(p_y, b_y, o_n, m_row, m_n, y_positions, Y_UNIT: tl.constexpr):
+def _store_columns(p_y, b_y, o_y, o_n, m_row, m_n, y_positions, Y_UNIT: tl.constexpr):
     if Y_UNIT > 0:
-        tl.store(p_y + o_n[None, :], b_y, mask=m_row[:, None] & m_n[None, :])
+        tl.store(p_y + o_y[:, None] + o_n[None, :], b_y, mask=m_row[:, None] & m_n[None, :])
     else:
         # Transposed, so that neighbouring threads write neighbouring positions.
-        p_y = tl.trans(p_y) + (o_n.to(tl.int64) * y_positions)[:, None]
+        p_y += o_y[None, :] + (o_n.to(tl.int64) * y_positions)[:, None]
         tl.store(p_y, tl.trans(b_y), mask=m_n[:, None] & m_row[None, :])
 
 

@@ -169,9 +169,11 @@ def finish(a: Arguments, programs: int) -> Work:
     of_channels = [a.p_places] + [a.p_bias] * bool(a.biased)
     for one in of_channels:
         loaded += by_block((channel * one.element_size() + 0 * row).ravel(), program)
-    # A request takes vectors of a few rows, or positions of a few channels where these are not last.
+    # A request takes 32 vectors, of a few rows, or positions of a few channels where these are not last.
     if a.Y_UNIT:
-        target, request = row * a.channels + channel, row * a.channels + channel // (LANES * a.Y_UNIT)
+        rows = max(1, LANES * a.Y_UNIT // a.CHANNELS)
+        request = (sample * -(-a.positions // rows) + position // rows) * a.channels + channel // (LANES * a.Y_UNIT)
+        target = row * a.channels + channel
     else:
         target = (sample * a.channels + channel) * a.positions + position
         request = (sample * a.channels + channel) * a.positions + p_block
