@@ -29,7 +29,7 @@ from ..geometry import Geometry
 from ..layout import memory_format
 from ..merging import merge
 from ..tables import keep
-from . import autotune, descriptor_tables, device, gather_gemm, split_depth
+from . import autotune, descriptor_tables, device, gather_gemm, gather_tables, split_depth
 from .channels_last import channels_last, is_channels_last, unit
 from .epilogue import activated
 from .split_depth import split_steps, store_sums
@@ -328,9 +328,11 @@ def _choose(
         dtype.itemsize,
         facts.shared_memory,
     )
-    suited = tile is not None and _keeps_to_a_group(tile, primitive, channels[0], geometry)
-    written = channels[0] if transposed else channels[1]
-    return tile if suited and _is_near(tile, transposed, written, geometry) else None
+    if tile is None or not _keeps_to_a_group(tile, primitive, channels[0], geometry):
+        return None
+    sizes = [count for _, count in gather_tables.parities(geometry)] if transposed else [geometry.output_size]
+    near = _is_near(tile, transposed, channels[0] if transposed else channels[1], geometry)
+    return tile if near and descriptor_tables.covered(sizes, tile.box) else None
 
 
 def _is_near(tile: descriptor_tables.Tile, transposed: bool, channels: int, geometry: Geometry) -> bool:

@@ -225,13 +225,11 @@ def input_grad(geometry: Geometry, in_channels: int, out_channels: int, tile: Ti
 class Work:
     """What a primitive multiplies at each position: channels written in each run, and channels read at all taps.
 
-    ``depths`` are the taps and the channels read at each of them, of every window. ``sizes`` are the positions, per
-    axis, of every class of them.
+    ``depths`` are the taps and the channels read at each of them, of every window.
     """
 
     columns: tuple[int, ...]
     depths: tuple[tuple[int, int], ...]
-    sizes: tuple[Triple, ...]
     merged: bool
 
     def depth(self, itemsize: int) -> int:
@@ -254,13 +252,9 @@ class Work:
         loads = (positions + columns) * depth * itemsize / LOADED_BYTES
         return sum(-(-width // columns) for width in self.columns) * steps * max(products, loads) / positions
 
-    def covered(self, box: Triple) -> bool:
-        """Whether boxes cover the volume well enough, with the axes in the order that the tables give them."""
-        return covered(self.sizes, box)
-
 
 def covered(sizes: Sequence[Triple], box: Triple) -> bool:
-    """:meth:`Work.covered` for classes of positions of these sizes."""
+    """Whether boxes cover classes of positions of these sizes well enough, axes in the order of the tables."""
     order = axis_order(max(sizes), box)
     boxes = sum(box_count(size, box, order) for size in sizes)
     few = prod(max(sizes)) <= FEW_POSITIONS
@@ -273,7 +267,7 @@ def forward_work(geometry: Geometry, in_channels: int, out_channels: int, merged
     regions = gather_tables.regions(geometry, out_channels, merged)
     columns = tuple(region.end - region.first for region in regions)
     taps = len(geometry.taps(regions[0].view))
-    return Work(columns, ((taps, in_channels // geometry.groups),), (geometry.output_size,), merged)
+    return Work(columns, ((taps, in_channels // geometry.groups),), merged)
 
 
 @lru_cache(maxsize=4096)
@@ -282,7 +276,7 @@ def input_grad_work(geometry: Geometry, in_channels: int, out_channels: int, mer
     regions = gather_tables.regions(geometry, out_channels, merged)
     depths = tuple((len(geometry.taps(region.view)), region.end - region.first) for region in regions)
     columns = (in_channels // geometry.groups,) * geometry.groups
-    return Work(columns, depths, tuple(count for _, count in gather_tables.parities(geometry)), merged)
+    return Work(columns, depths, merged)
 
 
 def choose(
@@ -303,7 +297,7 @@ def choose(
 
     best = min(((work, shape) for work in works for shape in _shapes(work.depth(itemsize), itemsize)), key=cost)
     work, (bo, box) = best
-    if cost(best) > MOST_WORK * gathered.cost(other.bm, other.bn, itemsize) or not work.covered(box):
+    if cost(best) > MOST_WORK * gathered.cost(other.bm, other.bn, itemsize):
         return None
     return _tile(bo, box, work.depth(itemsize), itemsize, shared_memory, work.merged)
 
