@@ -133,7 +133,7 @@ def descriptor_gemm_kernel(
     if splits > 1:
         y_row, m_i = _rows(p_job, first1, first2, first3, B1, B2, B3)
         sum_row = (split * samples + sample) * y_positions + y_row
-        store_sums(p_sums, tl.trans(acc), sum_row, m_i, program % jobs, column_tiles)
+        store_sums(p_sums, tl.trans(acc), sum_row, m_i, tl.load(p_job + 4), program % jobs, column_tiles)
     else:
         column = tl.load(p_job + 3)
         columns = tl.load(p_job + 4)

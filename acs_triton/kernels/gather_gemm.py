@@ -152,7 +152,8 @@ def gather_gemm_kernel(
         # There is one class of positions: a tile's rows are those of the output. Their numbers are computed again:
         # what was known before the loop would take registers for both ways.
         row = first + tl.arange(0, BM)
-        store_sums(p_sums, acc, split * rows + row, row < rows, program % jobs, jobs)
+        columns = tl.load(p_job + 9)
+        store_sums(p_sums, acc, split * rows + row, row < rows, columns, program % jobs, jobs)
     else:
         columns = tl.load(p_job + 9)
         # By whole vectors, where there are any: a mask that may differ within one would make stores of single elements.

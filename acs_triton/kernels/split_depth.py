@@ -29,16 +29,22 @@ def split_steps(steps, split, splits):
     return first, tl.minimum(each, steps - first)
 
 
+SUM_VECTOR = tl.constexpr(4)
+"""Float32 values in 16 bytes."""
+
+
 @triton.jit
-def store_sums(p_sums, acc, row, m_row, job, column_tiles):
-    """Write a tile's sums: its rows, and all of its columns beside those of the other tiles.
+def store_sums(p_sums, acc, row, m_row, columns, job, column_tiles):
+    """Write a tile's sums: its rows, and its columns, of which there are ``columns``, beside those of the other tiles.
 
     Whatever the output's format, so that one way to store them needs few registers.
     """
     COLUMNS: tl.constexpr = acc.shape[1]
+    o_n = tl.arange(0, COLUMNS)
     p_sums = tl.multiple_of(p_sums, 16) + job % column_tiles * COLUMNS
-    p_sums += (row * (column_tiles * COLUMNS))[:, None] + tl.arange(0, COLUMNS)[None, :]
-    tl.store(p_sums, acc, mask=m_row[:, None])
+    p_sums += (row * (column_tiles * COLUMNS))[:, None] + o_n[None, :]
+    m_n = o_n // SUM_VECTOR < (columns + SUM_VECTOR - 1) // SUM_VECTOR  # whole vectors
+    tl.store(p_sums, acc, mask=m_row[:, None] & m_n[None, :])
 
 
 def sum_places(columns: Sequence[tuple[int, int]], width: int) -> tuple[int, list[int]]:
@@ -60,8 +66,8 @@ def count(tile: tuple[int, int, int], programs: int, steps: int, output: Tensor,
     """
     facts = device.current()
     reading = tiles.reading(facts.arch, device.exact(output.dtype))
-    sums, sum_bytes = _rows(output) * pitch, accumulator(output.dtype).itemsize
-    return tiles.gemm_splits(tile, programs, steps, sums, sum_bytes, reading, facts.multiprocessors)
+    most = tiles.MAX_WORKSPACE // (_rows(output) * pitch * accumulator(output.dtype).itemsize)
+    return tiles.gemm_splits(tile, programs, steps, most, output.numel(), reading, facts.multiprocessors)
 
 
 def _rows(output: Tensor) -> int:

@@ -127,8 +127,8 @@ def gemm_splits(
     tile: tuple[int, int, int],
     programs: int,
     steps: int,
+    most: int,
     sums: int,
-    sum_bytes: int,
     reading: int,
     multiprocessors: int,
 ) -> int:
@@ -138,8 +138,8 @@ def gemm_splits(
         tile: its rows, columns and depth.
         programs: tiles, of all jobs.
         steps: of the longest job.
+        most: programs that may share a tile.
         sums: of each split.
-        sum_bytes: of a sum.
         reading: as in :func:`gemm_work`.
         multiprocessors: of the device.
     """
@@ -152,8 +152,7 @@ def gemm_splits(
         products = rounds * (PROGRAM_OVERHEAD + -(-steps // splits)) * step
         return products if splits == 1 else products + FINISH_STEPS * step + splits * each_split
 
-    most = min(MOST_SPLITS, steps, MAX_WORKSPACE // (sum_bytes * max(sums, 1)))
-    best = min(range(1, max(1, most) + 1), key=work)
+    best = min(range(1, max(1, min(most, steps, MOST_SPLITS)) + 1), key=work)
     return -(-steps // -(-steps // best))  # none without steps
 
 

@@ -66,7 +66,8 @@ def gathered_gemm(a: Arguments, programs: int) -> Work:
         for vector in range(length):
             touched[vector:] |= starts[: starts.size - vector]
     tables = a.size("p_w", "p_jobs", "p_axes", "p_steps") + a.size("p_bias") * _biased(a)
-    return Work(matrix, 0, loaded, stored, int(touched.sum()) * VECTOR + tables, _written(a))
+    written = _written(a, a.table("p_jobs", gather_tables.JOB_FIELDS)[:, 9])
+    return Work(matrix, 0, loaded, stored, int(touched.sum()) * VECTOR + tables, written)
 
 
 def _splits(steps: int, splits: int) -> list[tuple[int, int]]:
@@ -79,9 +80,16 @@ def _biased(a: Arguments) -> bool:
     return bool(a.biased) and a.splits == 1
 
 
-def _written(a: Arguments) -> int:
-    """Bytes that a GEMM writes: the output, or the sums of each split."""
-    return a.size("p_y") if a.splits == 1 else a.size("p_sums")
+def _written(a: Arguments, columns: np.ndarray) -> int:
+    """Bytes that a GEMM writes: the output, or the sums of each split; ``columns`` of its different tiles."""
+    if a.splits == 1:
+        return a.size("p_y")
+    return a.splits * a.p_sums.shape[1] * int(_sum_bytes(a, columns).sum())
+
+
+def _sum_bytes(a: Arguments, columns):
+    """Bytes of a row's sums: whole vectors of four."""
+    return -(-columns // 4) * 4 * a.p_sums.element_size()
 
 
 def _rows(a: Arguments, axes: np.ndarray, size: list[int], first: int):
@@ -107,7 +115,7 @@ def _stored(a: Arguments, y_row: np.ndarray, column: int, columns: int, width: i
     """Bytes of the sectors of a tile's stores to these rows (-1: none); ``width``: of the whole tile."""
     item, valid = a.p_y.element_size(), y_row >= 0
     if a.splits > 1:
-        return a.splits * int(valid.sum()) * width * a.p_sums.element_size()
+        return a.splits * int(valid.sum()) * SECTOR * int(sectors_of(0, _sum_bytes(a, columns)))
     if not a.Y_UNIT:
         start = y_row // a.y_positions * (a.y_channels - 1) * a.y_positions + y_row
         return one_by_one(start, valid, np.arange(column, column + columns) * a.y_positions, item)
@@ -153,7 +161,8 @@ def fetched_gemm(a: Arguments, programs: int) -> Work:
             stored += _stored(a, rows, column, columns, a.BO)
     seen = np.logical_or.reduce([one.seen for one in boxes.values()])
     read = int(seen.sum()) * VECTOR * a.samples + distinct_bytes(a.w.base) + a.size("p_jobs", "p_segments")
-    return Work(matrix, 0, loaded, stored, read + a.size("p_bias") * _biased(a), _written(a))
+    written = _written(a, a.table("p_jobs", descriptor_tables.JOB_FIELDS)[: a.column_tiles, 4])
+    return Work(matrix, 0, loaded, stored, read + a.size("p_bias") * _biased(a), written)
 
 
 def finish(a: Arguments, programs: int) -> Work:

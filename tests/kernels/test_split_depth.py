@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from acs_triton.kernels import gather_gemm, split_depth
+from acs_triton.kernels import gather_gemm, split_depth, tiles
 
 from . import oracle
 from . import test_descriptor_gemm as descriptors
@@ -53,3 +53,10 @@ def test_layers_of_few_positions_are_split(device, make):
     magnitude = oracle.conv(x.abs(), w.abs(), None, case.geometry)
     y = gather_gemm.conv(x, w, None, case.geometry)
     oracle.check(y, oracle.conv(x, w, None, case.geometry), magnitude, 9 * 512)
+
+
+@pytest.mark.parametrize("channels", [512, 4096])
+def test_sums_fit_into_the_workspace(channels, device, make):
+    y = make((1, channels, 3, 16, 16), torch.float16)
+    splits = split_depth.count((128, 64, 64), 1, 10**4, y, channels)
+    assert 1 <= splits <= max(1, tiles.MAX_WORKSPACE // (4 * y.numel()))
