@@ -78,16 +78,16 @@ def _plan(geometry, samples, out_channels, in_channels, dtype, last, wanted, thr
     conversions = out_channels * positions + sum(wanted) * in_channels * size
     times, mirrored, sliced = [0.0, conversions * dtype.itemsize / _COPY], [], []
     for piece in pieces_of(geometry, out_channels, True):
-        layer = _Layer(geometry, piece, samples, in_channels // geometry.groups * piece.groups, dtype)
-        forward = wanted[0] and layer.mirrored(wanted[1] and not by_taps, last[1])
+        cost = _PieceCost(geometry, piece, samples, in_channels // geometry.groups * piece.groups, dtype)
+        forward = wanted[0] and cost.mirrored(wanted[1] and not by_taps, last[1])
         mask = wanted[0] and not forward, wanted[1] and not by_taps
         asked = any(mask) and not piece.fit.outside
-        of_format = [layer.times(mask, converted) if asked else (0.0, 0.0) for converted in (False, True)]
+        of_format = [cost.times(mask, converted) if asked else (0.0, 0.0) for converted in (False, True)]
         volume, slices = of_format[last[1]]
         mirrored.append(forward)
         sliced.append(asked and piece.slices.count > 0 and slices < volume)
         for converted in (False, True):
-            times[converted] += min(of_format[converted]) + (layer.mirrored_time(converted) if forward else 0.0)
+            times[converted] += min(of_format[converted]) + (cost.mirrored_time(converted) if forward else 0.0)
     return Plan(not last[0] and times[1] < times[0], by_taps, tuple(mirrored), tuple(sliced))
 
 
@@ -101,7 +101,7 @@ def _by_taps(geometry: Geometry, positions: int, out_channels: int, in_channels:
 
 
 @dataclass(frozen=True)
-class _Layer:
+class _PieceCost:
     """A piece's gradients, and the microseconds of their forms."""
 
     geometry: Geometry
