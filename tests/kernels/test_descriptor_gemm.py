@@ -19,10 +19,8 @@ FORWARD = [case for case in SOME if case.stride == (1, 1, 1)]
 
 
 @pytest.fixture
-def use(device, monkeypatch):
-    """``use(tile)`` makes the kernel take a tile whatever the shape; skips where there is no copy engine."""
-    if not device.interpreted and (device.backend != "cuda" or device.arch < descriptor_gemm.MINIMUM_CAPABILITY):
-        pytest.skip("needs compute capability 9.0")
+def use(copy_engine, monkeypatch):
+    """``use(tile)`` makes the kernel take a tile whatever the shape."""
 
     def use(tile):
         monkeypatch.setattr(descriptor_gemm, "conv_tile", lambda *facts: tile)

@@ -3,7 +3,6 @@ import math
 import pytest
 import torch
 
-from acs_triton.kernels import descriptor_gemm
 from acs_triton.kernels import descriptor_weight_grad as kernel
 from acs_triton.kernels import device as triton_device
 from acs_triton.kernels.descriptor_weight_grad import CUBE, ROW, Tile
@@ -17,10 +16,8 @@ SOME = SOME[1::9] if triton_device.INTERPRETED else SOME
 
 
 @pytest.fixture
-def use(device, monkeypatch):
-    """``use(box, taps)`` makes the kernel take that tile; skips where there is no copy engine."""
-    if not device.interpreted and (device.backend != "cuda" or device.arch < descriptor_gemm.MINIMUM_CAPABILITY):
-        pytest.skip("needs compute capability 9.0")
+def use(copy_engine, monkeypatch):
+    """``use(box, taps)`` makes the kernel take that tile."""
 
     def use(box, taps):
         tile = Tile(64, 64, box, taps, 4, 2)
