@@ -309,6 +309,7 @@ def _launch(
         ACTIVATION=activation,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        **(device.all_registers() if activation else {}),
     )
     if splits > 1:
         split_depth.finish(sums, plan.sum_places, bias, y, y_unit, activation)
