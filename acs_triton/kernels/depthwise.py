@@ -175,7 +175,7 @@ def _launch_conv(source, weight, bias, geometry, plan, size, class_size, stride,
         programs = plan(geometry, vector, tile.channels)
         boxes = _boxes(class_size, tile)
         # ptxas saves too many registers, and spills some, in loops over taps of any size (bfloat16 on sm_90), for seven
-        # taps over few rows (float16 on sm_80, bfloat16 on sm_90 and sm_120) and for activations (sm_90, sm_100, sm_120).
+        # taps over few rows (float16 on sm_80, bfloat16 on sm_90 and sm_120) and for activations (sm_90 and newer).
         few_rows = geometry.kernel_size[0] >= 7 and tile.rows <= 4
         few_registers = programs.slide and not few_rows and not activation
         depthwise_conv_kernel[(len(programs.records) * boxes[0] * boxes[1] * boxes[2] * source.shape[0],)](
