@@ -179,7 +179,7 @@ def test_loops_with_descriptors_are_tight(arch, at_most, layer, primitive):
     report = inspect(binary)
     assert report.copies == {"tma": 2}
     assert report.arithmetic == 4
-    assert report.loop <= at_most + 4 * (TRITON < (3, 7))
+    assert report.loop <= at_most + 4 * (arch == "sm_100" and TRITON < (3, 7))
     assert report.spilled == 0
 
 

@@ -35,6 +35,12 @@ def test_descriptor_gemm(case, splits, use, make, main_dtype):  # noqa: F811 - a
     descriptors.run_input_grad(case, make, main_dtype)
 
 
+def test_descriptor_gemm_of_several_classes(splits, use, make, main_dtype):  # noqa: F811 - a fixture
+    """The input gradient at a stride: jobs of different numbers of steps write the same columns' sums."""
+    use(small_tile(main_dtype))
+    descriptors.run_input_grad(Case(16, 22, (3, 5, 4), stride=(2, 2, 2), batch=1), make, main_dtype)
+
+
 def test_the_same_call_gives_the_same_bits(splits, make, main_dtype):
     case = Case(40, 24, (3, 4, 5))
     x, w = make(case.input_shape, main_dtype, 1, LAYOUTS[case.layout]), make(case.weight_shape, main_dtype, 2)
