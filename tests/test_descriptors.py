@@ -55,7 +55,9 @@ def test_devices(arch, expected):
         (replace(WIDE, size=(33, 33, 33)), DESCRIPTORS),  # channels decide, not volumes
         (replace(WIDE, size=(1, 64, 64)), [*POINTERS[:2], DESCRIPTORS[2]]),  # but for those that boxes cover badly
         (replace(WIDE, size=(16, 2048, 2048)), [*POINTERS[:2], DESCRIPTORS[2]]),  # too far apart for 32-bit offsets
-        (replace(WIDE, stride=2, size=(64, 64, 64)), ["gather_gemm", "descriptor_gemm", "weight_grad"]),
+        (replace(WIDE, stride=2, size=(64, 64, 64)), DESCRIPTORS),
+        (replace(WIDE, stride=2, size=(64, 63, 64)), ["gather_gemm", "descriptor_gemm", "weight_grad"]),  # not halves
+        (replace(WIDE, stride=3, size=(63, 63, 63)), ["gather_gemm", "descriptor_gemm", "weight_grad"]),
         (replace(WIDE, groups=2), ["descriptor_gemm", "gather_gemm", "weight_grad"]),
         (replace(WIDE, in_channels=48, groups=2), POINTERS),  # a block of channels would reach into the next group
         (Layer(64, 64), ["descriptor_gemm", "descriptor_gemm", "weight_grad"]),

@@ -1,4 +1,4 @@
-"""Descriptor GEMM: the convolution at stride 1 and its input gradient, for GPUs with a copy engine (TMA).
+"""Descriptor GEMM: the convolution and its input gradient, for GPUs with a copy engine (TMA).
 
 The same implicit matrix multiplication as :mod:`acs_triton.kernels.gather_gemm`, with two differences.
 The input is read in boxes of positions that the copy engine fetches by coordinates and fills with zeros
@@ -23,21 +23,19 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..geometry import Geometry
 from ..layout import memory_format
 from ..merging import merge
 from ..tables import keep
 from . import autotune, descriptor_tables, device, gather_gemm, gather_tables, split_depth
-from .channels_last import channels_last, is_channels_last, unit
+from .channels_last import channels_last, unit
+from .descriptors import available, describe, descriptor, in_classes, readable, repeats
 from .epilogue import activated
 from .split_depth import split_steps, store_sums
 
 JOB_FIELDS = tl.constexpr(descriptor_tables.JOB_FIELDS)
 SEGMENT_FIELDS = tl.constexpr(descriptor_tables.SEGMENT_FIELDS)
-
-MINIMUM_CAPABILITY = 90
 
 
 @triton.jit(
@@ -45,7 +43,7 @@ MINIMUM_CAPABILITY = 90
     do_not_specialize_on_alignment=["p_bias", "p_sums", "p_y", "p_jobs", "p_segments"],
 )
 def descriptor_gemm_kernel(
-    x,  # descriptor of the input (samples, three axes, channels), boxes (1, B1, B2, B3, BK)
+    x,  # descriptor of the input (samples and classes, three axes, channels), boxes (1, B1, B2, B3, BK)
     w,  # descriptor of the packed weights (steps * rows, BK), boxes (BO, BK)
     p_bias,  # (columns,), where biased
     p_sums,  # (splits, rows, columns of all tiles), where there are several splits
@@ -68,6 +66,7 @@ def descriptor_gemm_kernel(
     Y_UNIT: tl.constexpr,  # channels-last output: its channels and columns are multiples of this; 0: channels not last
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
+    STRIDED: tl.constexpr,  # whether the input's positions are in classes
     ACTIVATION: tl.constexpr = "",
 ):
     POSITIONS: tl.constexpr = B1 * B2 * B3
@@ -93,9 +92,22 @@ def descriptor_gemm_kernel(
     before, left = 2 * before, 2 * left
     acc = tl.zeros((BO, POSITIONS), tl.float32)
     for _ in range(tl.load(p_job + 1)):
-        at1 = first1 + tl.load(p_segment)
-        at2 = first2 + tl.load(p_segment + 1)
-        at3 = first3 + tl.load(p_segment + 2)
+        at1 = tl.load(p_segment)
+        at2 = tl.load(p_segment + 1)
+        at3 = tl.load(p_segment + 2)
+        if STRIDED:
+            shift1 = tl.load(p_segment + 14)
+            shift2 = tl.load(p_segment + 15)
+            shift3 = tl.load(p_segment + 16)
+            pitch1 = tl.load(p_segment + 17)
+            pitch2 = tl.load(p_segment + 18)
+            pitch3 = tl.load(p_segment + 19)
+            first_class = sample * tl.load(p_segment + 20)
+        else:
+            first_class = sample
+            at1 += first1
+            at2 += first2
+            at3 += first3
         v1 = tl.load(p_segment + 3)
         v2 = tl.load(p_segment + 4)
         v3 = tl.load(p_segment + 5)
@@ -120,7 +132,16 @@ def descriptor_gemm_kernel(
             i2 = at2 + tap * v2 + u * u2
             i3 = at3 + tap * v3 + u * u3
             c = channel + count * (BK // 2) + tap * back
-            b_x = x.load([sample, i1, i2, i3, c]).reshape(POSITIONS, BK)
+            i0 = first_class
+            if STRIDED:
+                q1 = i1 >> shift1
+                q2 = i2 >> shift2
+                q3 = i3 >> shift3
+                i0 += (i1 - (q1 << shift1)) * pitch1 + (i2 - (q2 << shift2)) * pitch2 + (i3 - (q3 << shift3)) * pitch3
+                i1 = first1 + q1
+                i2 = first2 + q2
+                i3 = first3 + q3
+            b_x = x.load([i0, i1, i2, i3, c]).reshape(POSITIONS, BK)
             b_w = w.load([row + count * half_rows, 0])
             if UPCAST:
                 b_x = b_x.to(tl.float32)
@@ -225,9 +246,9 @@ def _plan(tables: descriptor_tables.Tables, vector: int, where: torch.device, pa
 
 
 @keep(maxsize=512)
-def _forward_plan(geometry, in_channels, out_channels, tile, vector, where) -> Plan:
+def _forward_plan(geometry, in_channels, out_channels, tile, classes, vector, where) -> Plan:
     shape = in_channels, out_channels
-    tables = descriptor_tables.forward(geometry, *shape, tile)
+    tables = descriptor_tables.forward(geometry, *shape, tile, classes)
     return _plan(tables, vector, where, gather_gemm.forward_packing(geometry, *shape, tile.bo, tile, where))
 
 
@@ -240,31 +261,6 @@ def _input_grad_plan(geometry, in_channels, out_channels, tile, vector, where) -
     return _plan(tables, vector, where, packing)
 
 
-@lru_cache(maxsize=4096)
-def _checked(dtype: torch.dtype, shape: tuple[int, ...], steps: tuple[int, ...], box: tuple[int, ...]):
-    """A descriptor's attributes without its tensor: Triton's checks of them take as long as some launches."""
-    return vars(TensorDescriptor(torch.empty(0, dtype=dtype), list(shape), list(steps), list(box))) | {"base": None}
-
-
-def describe(tensor: Tensor, box: tuple[int, ...]) -> TensorDescriptor:
-    """Of a tensor whose address and strides are multiples of 16 bytes, but for the last, which is 1."""
-    result = object.__new__(TensorDescriptor)
-    result.__dict__ = {**_checked(tensor.dtype, tuple(tensor.shape), tensor.stride(), box), "base": tensor}
-    return result
-
-
-def descriptor(tensor: Tensor, order: tuple[int, int, int], box: tuple[int, ...], channels: int) -> TensorDescriptor:
-    """Of ``(N, C, D, H, W)`` in channels-last memory: ``(N, axes in order, C)`` in boxes ``(1, *box, channels)``."""
-    i, j, k = order
-    tensor = tensor.permute(0, i + 2, j + 2, k + 2, 1)
-    if 1 in tensor.shape:
-        # The stride of an axis of size one is never used, but must be one that an axis could have.
-        sizes = zip(tensor.shape, tensor.stride(), strict=True)
-        steps = [stride if size > 1 else unit(tensor.dtype) for size, stride in sizes]
-        tensor = tensor.as_strided(tensor.shape, (*steps[:4], 1))
-    return describe(tensor, (1, *box, channels))
-
-
 def _launch(
     x: Tensor,
     packed: Tensor,
@@ -273,12 +269,13 @@ def _launch(
     plan: Plan,
     tile: descriptor_tables.Tile,
     activation: str = "",
+    strided: bool = False,
 ) -> None:
-    vector = unit(x.dtype)
+    samples, vector = y.shape[0], unit(x.dtype)
     last = memory_format(y) == torch.channels_last_3d
     y_unit = 0 if not last else vector if plan.aligned and y.shape[1] % vector == 0 else 1
     packed = packed.view(-1, tile.bk)
-    programs = x.shape[0] * plan.boxes * plan.job_count
+    programs = samples * plan.boxes * plan.job_count
     pitch = plan.column_tiles * tile.bo
     splits = split_depth.count((math.prod(tile.box), tile.bo, tile.bk), programs, plan.most_steps, y, pitch)
     sums = split_depth.sums(y, splits, pitch)
@@ -293,7 +290,7 @@ def _launch(
         plan.job_count,
         splits,
         plan.column_tiles,
-        x.shape[0],
+        samples,
         plan.packed_rows // 2,
         math.prod(y.shape[2:]),
         y.shape[1],
@@ -306,11 +303,12 @@ def _launch(
         Y_UNIT=y_unit,
         PRECISION=device.dot_precision(x.dtype),
         UPCAST=device.upcast(x.dtype),
+        STRIDED=strided,
         ACTIVATION=activation,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        # ptxas spills for more programs at a time than shared memory lets run (sm_100, float32).
-        **(device.all_registers() if activation and tile.bo == 64 else {}),
+        # ptxas spills for more programs at a time than shared memory lets run (sm_100).
+        **(device.all_registers() if (activation or strided) and tile.bo == 64 else {}),
     )
     if splits > 1:
         split_depth.finish(sums, plan.sum_places, bias, y, y_unit, activation)
@@ -368,25 +366,13 @@ def input_grad_tile(
     return _choose("input_grad", (in_channels, out_channels), dtype, geometry, device.current())
 
 
-def available() -> bool:
-    """Whether the device that Triton drives has a copy engine."""
-    facts = device.current()
-    return facts.backend == "cuda" and facts.arch >= MINIMUM_CAPABILITY
-
-
-def repeats(tensor: Tensor, groups: int = 1) -> bool:
-    """Whether a tensor would be read where it lies through a stride of zero; the copy engine does not promise that."""
-    repeated = any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
-    return repeated and is_channels_last(tensor, groups)
-
-
 def suits(primitive: str, data: Tensor, geometry: Geometry, in_channels: int, out_channels: int) -> bool:
     """Whether this kernel computes a primitive (``"conv"`` or ``"input_grad"``) of ``data`` here, and should."""
     if not available() or data.dtype.itemsize > 4 or data.numel() == 0:
         return False
-    if device.exact(data.dtype) or (primitive == "conv" and geometry.stride != (1, 1, 1)):
+    if device.exact(data.dtype):
         return False
-    if repeats(data, geometry.groups):
+    if repeats(data) if primitive == "input_grad" else not readable(data, geometry, geometry.groups):
         return False
     choose = conv_tile if primitive == "conv" else input_grad_tile
     return choose(in_channels, out_channels, data.dtype, geometry) is not None
@@ -403,7 +389,7 @@ def _run(launch, default, primitive: str, y: Tensor, sizes: tuple[int, int, int]
 
 
 def conv(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "") -> Tensor:
-    """``(N, C, D, H, W)`` and ``(O, C/groups, ku, kv)`` to ``(N, O, *geometry.output_size)``; stride 1.
+    """``(N, C, D, H, W)`` and ``(O, C/groups, ku, kv)`` to ``(N, O, *geometry.output_size)``.
 
     The result has the input's dtype and memory format; sums, bias and activation are float32. To be called where
     :func:`suits` says so.
@@ -411,11 +397,12 @@ def conv(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,
     batch, out_channels = input.shape[0], weight.shape[0]
     shape = (batch, out_channels, *geometry.output_size)
     y = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
-    x = channels_last(input, geometry.groups)
+    x, classes = in_classes(channels_last(input, geometry.groups), geometry.stride)
 
     def run(tile):
-        plan = _forward_plan(geometry, x.shape[1], out_channels, tile, unit(x.dtype), x.device)
-        _launch(x, gather_gemm.packed(weight, geometry, plan, tile), bias, y, plan, tile, activation)
+        plan = _forward_plan(geometry, x.shape[1], out_channels, tile, classes, unit(x.dtype), x.device)
+        packed = gather_gemm.packed(weight, geometry, plan, tile)
+        _launch(x, packed, bias, y, plan, tile, activation, strided=classes is not None)
 
     with device.of(x):
         channels = input.shape[1], out_channels

@@ -12,6 +12,10 @@ is said here:
 The kernel counts a segment's steps and finds tap and channel from the count, by multiplications with
 reciprocals: a loop that keeps coordinates up to date would carry three times as many values.
 
+A convolution at a stride reads every second position (or fourth, ...). Along an axis these are one of as many
+*classes* of positions, ``q * stride + remainder``; the descriptor's axes count ``q``, and its first one says which
+class of which sample (:class:`Classes`). So the copy engine still fetches boxes without gaps.
+
 Channels decide on the tile and its box, not the volume, so that one binary serves all volumes: their axes are put
 in the order in which the boxes cover them with the least waste.
 """
@@ -28,7 +32,7 @@ from ..geometry import Geometry, Triple
 from . import gather_tables, tiles
 
 JOB_FIELDS = 16
-SEGMENT_FIELDS = 16
+SEGMENT_FIELDS = 24
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,32 @@ def box_count(size: Triple, box: Triple, order: Triple) -> int:
 
 
 @dataclass(frozen=True)
+class Classes:
+    """Where the classes of positions begin that a convolution at a stride reads.
+
+    Attributes:
+        stride: per axis, powers of two.
+        sample: from a sample to the next, in units that address all classes of all samples.
+        pitch: per axis, from a position to the next in these units; 0 where the stride is 1.
+    """
+
+    stride: Triple
+    sample: int
+    pitch: Triple
+
+    def of(self, position: Triple) -> tuple[int, Triple]:
+        """The class of a position relative to ``output index * stride``, and the position's place in it."""
+        first = sum(p % s * pitch for p, s, pitch in zip(position, self.stride, self.pitch, strict=True))
+        return first, tuple(p // s for p, s in zip(position, self.stride, strict=True))
+
+
+def has_classes(geometry: Geometry) -> bool:
+    """Whether a convolution's stride is one for :class:`Classes`: powers of two, and classes of equal sizes."""
+    sizes = zip(geometry.stride, geometry.input_size, strict=True)
+    return all(stride & (stride - 1) == 0 and size % stride == 0 for stride, size in sizes)
+
+
+@dataclass(frozen=True)
 class Grid:
     """Taps ``first + i * v + j * u``, with ``i`` below ``row`` running first; numbered from ``number``."""
 
@@ -134,11 +164,12 @@ def reciprocal(divisor: int, of_twice: bool) -> int:
 class Tables:
     """Jobs and segments, as flat lists, with the axes in ``order``.
 
-    ``packed_steps`` as in :class:`acs_triton.kernels.gather_tables.Tables`.
+    ``packed_steps`` as in :class:`acs_triton.kernels.gather_tables.Tables`; ``classes`` at a stride only.
     """
 
     tile: Tile
     order: Triple
+    classes: Classes | None = None
     jobs: list[int] = field(default_factory=list)
     segments: list[int] = field(default_factory=list)
     packed_steps: list[tuple[int, int, int]] = field(default_factory=list)
@@ -163,6 +194,9 @@ class Tables:
             fields = [*itertools.chain(*map(self._ordered, (grid.first, grid.v, u))), channel, -blocks * self.tile.bk]
             rows = reciprocal(grid.row, False) if grid.count > grid.row else 0
             fields += [reciprocal(blocks, True), rows, 2 * grid.count * blocks]
+            if self.classes is not None:
+                shifts = tuple(stride.bit_length() - 1 for stride in self.classes.stride)
+                fields += [*self._ordered(shifts), *self._ordered(self.classes.pitch), self.classes.sample]
             self.segments += fields + [0] * (SEGMENT_FIELDS - len(fields))
 
     def add_jobs(self, first_segment, packed_row, channels, size, written, stride=(1, 1, 1), origin=(0, 0, 0)) -> None:
@@ -189,10 +223,12 @@ def _times(triple: Triple, factor: int) -> Triple:
     return tuple(value * factor for value in triple)
 
 
-def forward(geometry: Geometry, in_channels: int, out_channels: int, tile: Tile) -> Tables:
-    """Tables of the convolution at stride 1; ``in_channels`` as the input is read, each group in whole vectors."""
+def forward(
+    geometry: Geometry, in_channels: int, out_channels: int, tile: Tile, classes: Classes | None = None
+) -> Tables:
+    """Tables of the convolution; ``in_channels`` as the input is read, each group in whole vectors."""
     size = geometry.output_size
-    tables = Tables(tile, axis_order(size, tile.box))
+    tables = Tables(tile, axis_order(size, tile.box), classes)
     per_group, row = in_channels // geometry.groups, 0
     for region in gather_tables.regions(geometry, out_channels, tile.merged):
         first = tables.segment_count

@@ -1,4 +1,4 @@
-"""Weight gradient at stride 1, for GPUs with a copy engine (TMA) and 16-bit dtypes.
+"""Weight gradient, for GPUs with a copy engine (TMA) and 16-bit dtypes.
 
 The same product, split and reduction as :mod:`acs_triton.kernels.weight_grad`. Here the copy engine
 fetches the boxes of positions: it fills what lies outside the tensors with zeros, so that a step has
@@ -28,12 +28,12 @@ from ..tables import keep
 from . import autotune, device, gather_tables, tiles
 from . import weight_grad as gathered
 from .channels_last import channels_last, unit
-from .descriptor_gemm import available, descriptor, repeats
-from .descriptor_tables import LOADED_BYTES, PRODUCT_BYTES, axis_order, box_count, covered
+from .descriptor_tables import LOADED_BYTES, PRODUCT_BYTES, Classes, axis_order, box_count, covered
+from .descriptors import available, descriptor, in_classes, readable, repeats
 
-JOB_FIELDS = tl.constexpr(17)  # head and taps
-HEAD_FIELDS = tl.constexpr(5)
-TAP_FIELDS = tl.constexpr(4)
+JOB_FIELDS = tl.constexpr(21)  # head and taps
+HEAD_FIELDS = tl.constexpr(6)
+TAP_FIELDS = tl.constexpr(5)
 
 ROW, CUBE = (1, 1, 64), (4, 4, 4)
 TAPS = 3
@@ -65,7 +65,7 @@ class Tile:
 )  # fmt: skip
 def descriptor_weight_grad_kernel(
     g,  # descriptor of the output gradient (samples, three axes, channels), boxes (1, B1, B2, B3, BO)
-    x,  # descriptor of the input, boxes (1, B1, B2, B3, BC)
+    x,  # descriptor of the input (samples and classes, three axes, channels), boxes (1, B1, B2, B3, BC)
     p_out,  # partial sums (splits, O, taps, channels)
     p_jobs,
     jobs,
@@ -86,6 +86,7 @@ def descriptor_weight_grad_kernel(
     TAPS: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
+    STRIDED: tl.constexpr,  # whether the input's positions are in classes
 ):
     BK: tl.constexpr = B1 * B2 * B3
     program = tl.program_id(0)
@@ -111,26 +112,30 @@ def descriptor_weight_grad_kernel(
     at1 = tl.load(p_tap0)
     at2 = tl.load(p_tap0 + 1)
     at3 = tl.load(p_tap0 + 2)
+    at0 = tl.load(p_tap0 + 4)
+    pitch = tl.load(p_job + 5)
     acc0 = tl.zeros((BC, BO), tl.float32)
     if TAPS == 3:
         by1 = tl.load(p_tap1)
         by2 = tl.load(p_tap1 + 1)
         by3 = tl.load(p_tap1 + 2)
+        by0 = tl.load(p_tap1 + 4)
         to1 = tl.load(p_tap2)
         to2 = tl.load(p_tap2 + 1)
         to3 = tl.load(p_tap2 + 2)
+        to0 = tl.load(p_tap2 + 4)
         acc1 = tl.zeros((BC, BO), tl.float32)
         acc2 = tl.zeros((BC, BO), tl.float32)
     for _ in range(count):
         b_g = g.load([n, i1, i2, i3, first_o]).reshape(BK, BO)
-        b_x0 = x.load([n, i1 + at1, i2 + at2, i3 + at3, first_c]).reshape(BK, BC)
+        b_x0 = x.load([_place(n, pitch, at0, STRIDED), i1 + at1, i2 + at2, i3 + at3, first_c]).reshape(BK, BC)
         if UPCAST:
             b_g = b_g.to(tl.float32)
             b_x0 = b_x0.to(tl.float32)
         acc0 = tl.dot(b_x0.T, b_g, acc0, input_precision=PRECISION)
         if TAPS == 3:
-            b_x1 = x.load([n, i1 + by1, i2 + by2, i3 + by3, first_c]).reshape(BK, BC)
-            b_x2 = x.load([n, i1 + to1, i2 + to2, i3 + to3, first_c]).reshape(BK, BC)
+            b_x1 = x.load([_place(n, pitch, by0, STRIDED), i1 + by1, i2 + by2, i3 + by3, first_c]).reshape(BK, BC)
+            b_x2 = x.load([_place(n, pitch, to0, STRIDED), i1 + to1, i2 + to2, i3 + to3, first_c]).reshape(BK, BC)
             if UPCAST:
                 b_x1 = b_x1.to(tl.float32)
                 b_x2 = b_x2.to(tl.float32)
@@ -160,28 +165,38 @@ def descriptor_weight_grad_kernel(
         tl.store(p_out + tap * channels, acc2, mask=m_out & (tap >= 0))
 
 
-def tile_jobs(geometry: Geometry, in_channels: int, out_channels: int, tile: Tile, order: Triple, vector: int):
+@triton.jit
+def _place(n, pitch, of_class, STRIDED: tl.constexpr):
+    """Of a sample's boxes on the input's first axis."""
+    return n * pitch + of_class if STRIDED else n
+
+
+def tile_jobs(geometry, in_channels: int, out_channels: int, tile: Tile, order: Triple, vector: int, classes):
     """Per tile of columns: its first and end output channel, and its jobs' fields."""
+    classes = classes or Classes((1, 1, 1), 1, (0, 0, 0))
     per_group = in_channels // geometry.groups
     for region in gather_tables.regions(geometry, out_channels):
         positions = geometry.taps(region.view)
         rows = []
         for numbers, _ in gathered.tap_rows(positions, tile.taps):
-            fields = [value for tap in numbers for value in (*(positions[tap][axis] for axis in order), tap)]
-            rows.append(fields + [0, 0, 0, -1] * (TAPS - len(numbers)))
+            fields = []
+            for tap in numbers:
+                place, position = classes.of(positions[tap])
+                fields += [*(position[axis] for axis in order), tap, place]
+            rows.append(fields + [0, 0, 0, -1, 0] * (TAPS - len(numbers)))
         channel = region.group * per_group
         for start in range(region.first // vector * vector, region.end, tile.bo):
             first, end = max(region.first, start), min(region.end, start + tile.bo)
             starts = range(channel // vector * vector, channel + per_group, tile.bc)
-            yield first, end, [[start, c, c - channel, first, end, *row] for c in starts for row in rows]
+            head = [first, end, classes.sample]
+            yield first, end, [[start, c, c - channel, *head, *row] for c in starts for row in rows]
 
 
 @keep(maxsize=512)
-def _plan(geometry, in_channels, out_channels, tile, order, vector, where) -> tuple[gathered.Chunk, ...]:
+def _plan(geometry, in_channels, out_channels, tile, order, classes, vector, where) -> tuple[gathered.Chunk, ...]:
     row_bytes = in_channels // geometry.groups * math.prod(geometry.kernel_size) * torch.float32.itemsize
-    return gathered.chunks(
-        tile_jobs(geometry, in_channels, out_channels, tile, order, vector), row_bytes, tile.bo, where
-    )
+    jobs = tile_jobs(geometry, in_channels, out_channels, tile, order, vector, classes)
+    return gathered.chunks(jobs, row_bytes, tile.bo, where)
 
 
 def _launch(g: Tensor, x: Tensor, out: Tensor, geometry: Geometry, tile: Tile) -> None:
@@ -190,7 +205,9 @@ def _launch(g: Tensor, x: Tensor, out: Tensor, geometry: Geometry, tile: Tile) -
     order = axis_order(size, tile.box)
     boxes = [-(-size[axis] // extent) for axis, extent in zip(order, tile.box, strict=True)]
     steps = g.shape[0] * math.prod(boxes)
-    for chunk in _plan(geometry, channels * geometry.groups, out_channels, tile, order, unit(x.dtype), x.device):
+    x, classes = in_classes(x, geometry.stride)
+    shape = channels * geometry.groups, out_channels
+    for chunk in _plan(geometry, *shape, tile, order, classes, unit(x.dtype), x.device):
         elements = (chunk.end_channel - chunk.first_channel) * taps * channels
         jobs = chunk.jobs.shape[0]
         most = tiles.MAX_WORKSPACE // (elements * torch.float32.itemsize)
@@ -218,6 +235,7 @@ def _launch(g: Tensor, x: Tensor, out: Tensor, geometry: Geometry, tile: Tile) -
             TAPS=tile.taps,
             PRECISION=device.dot_precision(x.dtype),
             UPCAST=device.upcast(x.dtype),
+            STRIDED=classes is not None,
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
         )
@@ -292,13 +310,13 @@ def suits(grad_output: Tensor, input: Tensor, geometry: Geometry) -> bool:
     """Whether this kernel computes a weight gradient here, and should."""
     if not available() or input.dtype.itemsize != 2 or 0 in (grad_output.numel(), input.numel()):
         return False
-    if geometry.stride != (1, 1, 1) or geometry.mixed or repeats(grad_output) or repeats(input):
+    if geometry.mixed or repeats(grad_output) or not readable(input, geometry):
         return False
     return weight_grad_tile(input.shape[1], grad_output.shape[1], input.dtype, geometry) is not None
 
 
 def weight_grad(grad_output: Tensor, input: Tensor, geometry: Geometry) -> Tensor:
-    """``(N, O, *geometry.output_size)`` and ``(N, C, *geometry.input_size)`` to ``(O, C/groups, ku, kv)``; stride 1.
+    """``(N, O, *geometry.output_size)`` and ``(N, C, *geometry.input_size)`` to ``(O, C/groups, ku, kv)``.
 
     The result has the gradient's dtype; sums are float32 and repeat bit by bit. To be called where :func:`suits` says
     so.

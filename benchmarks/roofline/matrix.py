@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -27,6 +27,7 @@ from .traffic import (
 )
 
 _HEAD, _TAP = weight_grad.HEAD_FIELDS.value, weight_grad.TAP_FIELDS.value
+_FETCHED = descriptor_weight_grad.TAP_FIELDS.value
 
 
 def gathered_gemm(a: Arguments, programs: int) -> Work:
@@ -141,15 +142,15 @@ def fetched_gemm(a: Arguments, programs: int) -> Work:
         segment, n_segments, _, column, columns, *rest = job
         size, counts, steps, start = rest[:3], tuple(rest[3:6]), rest[6:9], rest[9]
         active = a.samples * int(np.prod(counts))
-        reads = [step for taps in segments[segment : segment + n_segments] for step in _box_steps(taps, a.BK)]
+        reads = [step for taps in segments[segment : segment + n_segments] for step in _box_steps(taps, a)]
         key = segment, n_segments, counts
         if key not in fetched:
-            all_boxes = boxes.setdefault(counts, _Boxes(a.x.base, counts, extents))
-            fetched[key] = sum(all_boxes.fetch(at, channel, a.BK) for at, channel in reads)
+            all_boxes = boxes.setdefault(counts, _Boxes(a.x.base, counts, extents, a.samples))
+            fetched[key] = sum(all_boxes.fetch(*read, a.BK) for read in reads)
         matrix += active * len(reads) * a.BO * int(np.prod(extents)) * a.BK
         loaded += fetched[key] + active * len(reads) * a.BO * a.BK * item
         # The job's record, and the segments'.
-        loaded += SECTOR * (programs // a.jobs + active * a.splits * (1 + 2 * n_segments))
+        loaded += SECTOR * (programs // a.jobs + active * a.splits * (1 + (2 + a.STRIDED) * n_segments))
         loaded += active * SECTOR * int(sectors_of(column * item, columns * item)) * _biased(a)
         index = np.meshgrid(*(np.arange(n * extent) for n, extent in zip(counts, extents, strict=True)), indexing="ij")
         inside = np.logical_and.reduce([i < n for i, n in zip(index, size, strict=True)])
@@ -159,8 +160,7 @@ def fetched_gemm(a: Arguments, programs: int) -> Work:
         for sample in range(a.samples):
             rows = np.where(y_row < 0, -1, y_row + sample * a.y_positions)
             stored += _stored(a, rows, column, columns, a.BO)
-    seen = np.logical_or.reduce([one.seen for one in boxes.values()])
-    read = int(seen.sum()) * VECTOR * a.samples + distinct_bytes(a.w.base) + a.size("p_jobs", "p_segments")
+    read = _Boxes.read(boxes.values()) + distinct_bytes(a.w.base) + a.size("p_jobs", "p_segments")
     written = _written(a, a.table("p_jobs", descriptor_tables.JOB_FIELDS)[: a.column_tiles, 4])
     return Work(matrix, 0, loaded, stored, read + a.size("p_bias") * _biased(a), written)
 
@@ -191,28 +191,41 @@ def finish(a: Arguments, programs: int) -> Work:
     return Work(0, 0, loaded, stored, read, a.size("p_y"))
 
 
-def _box_steps(segment: np.ndarray, bk: int) -> Iterator[tuple[list[int], int]]:
-    """Where a segment's boxes begin, relative to the program's, and their first channels; as the kernel finds them."""
+def _box_steps(segment: np.ndarray, a: Arguments) -> Iterator[tuple[int, list[int], int]]:
+    """Classes and places of a segment's boxes, relative to the program's, and first channels; as the kernel does."""
     fields = segment.tolist()
     of_blocks, of_taps = (value % 2**32 for value in fields[11:13])
     for count in range(0, fields[13], 2):
         tap = count * of_blocks >> 32
         u = tap * of_taps >> 32
         at = [o + tap * v + u * w for o, v, w in zip(fields[:3], fields[3:6], fields[6:9], strict=True)]
-        yield at, fields[9] + count * (bk // 2) + tap * fields[10]
+        place = 0
+        if a.STRIDED:
+            shifts, pitches = fields[14:17], fields[17:20]
+            place = sum((i % (1 << shift)) * pitch for i, shift, pitch in zip(at, shifts, pitches, strict=True))
+            at = [i >> shift for i, shift in zip(at, shifts, strict=True)]
+        yield place, at, fields[9] + count * (a.BK // 2) + tap * fields[10]
 
 
 class _Boxes:
-    """Boxes that the copy engine fetches of a descriptor's tensor ``(N, three axes, C)``, laid side by side."""
+    """Boxes that the copy engine fetches of a tensor ``(samples and classes, three axes, C)``, laid side by side."""
 
-    def __init__(self, tensor: Tensor, counts: Sequence[int], extents: Sequence[int]):
+    def __init__(self, tensor: Tensor, counts: Sequence[int], extents: Sequence[int], samples: int):
         self.shape, self.strides, self.item = tensor.shape, tensor.stride(), tensor.element_size()
-        self.counts, self.extents = counts, extents
-        self.seen = np.zeros((-(-tensor.shape[-1] * self.item // VECTOR), *tensor.shape[1:-1]), bool)
+        self.counts, self.extents, self.samples = counts, extents, samples
+        self.seen: dict[int, np.ndarray] = {}
         self.known: dict[tuple, int] = {}
 
-    def fetch(self, at: Sequence[int], channel: int, channels: int) -> int:
-        """Bytes of sectors of every sample's boxes, moved by ``at``: what of them is inside the tensor."""
+    @staticmethod
+    def read(several: Iterable[_Boxes]) -> int:
+        """Bytes that several ways to fetch boxes of one tensor read of it, each once."""
+        several = list(several)
+        classes = {place for one in several for place in one.seen}
+        seen = (np.logical_or.reduce([one.seen[place] for one in several if place in one.seen]) for place in classes)
+        return sum(int(one.sum()) for one in seen) * VECTOR * several[0].samples
+
+    def fetch(self, place: int, at: Sequence[int], channel: int, channels: int) -> int:
+        """Bytes of sectors of every sample's boxes of a class, moved by ``at``: what of them is inside the tensor."""
         end = min(channel + channels, self.shape[-1])
         length, strides = (end - channel) * self.item, [stride * self.item for stride in self.strides[1:-1]]
         axes, ranges = [], []
@@ -224,11 +237,13 @@ class _Boxes:
             inside = np.clip(first + extent, 0, size) - begin
             axes.append(Counter(zip((begin * stride % SECTOR).tolist(), inside.tolist(), strict=True)))
             ranges.append(slice(max(0, offset), max(0, count * extent + offset)))
-        self.seen[(slice(channel * self.item // VECTOR, -(-end * self.item // VECTOR)), *ranges)] = True
-        total = 0
+        vectors = -(-self.shape[-1] * self.item // VECTOR)
+        seen = self.seen.setdefault(place, np.zeros((vectors, *self.shape[1:-1]), bool))
+        seen[(slice(channel * self.item // VECTOR, -(-end * self.item // VECTOR)), *ranges)] = True
+        total, start = 0, (place * self.strides[0] + channel) * self.item
         for kinds in itertools.product(*(axis.items() for axis in axes)):
             # Boxes of one size whose first sectors begin alike have the same number of them.
-            residue = (sum(r for (r, _), _ in kinds) + channel * self.item) % SECTOR
+            residue = (sum(r for (r, _), _ in kinds) + start) % SECTOR
             key = residue, length, *(n for (_, n), _ in kinds)
             if min(key[1:]) <= 0:
                 continue
@@ -236,7 +251,7 @@ class _Boxes:
                 positions = sum(np.ix_(*(np.arange(n) * stride for n, stride in zip(key[2:], strides, strict=True))))
                 self.known[key] = distinct(touched_sectors(residue + positions, length))
             total += int(np.prod([times for _, times in kinds])) * self.known[key]
-        return total * self.shape[0]
+        return total * self.samples
 
 
 def gathered_weight_grad(a: Arguments, programs: int) -> Work:
@@ -302,18 +317,19 @@ def gathered_weight_grad(a: Arguments, programs: int) -> Work:
 def fetched_weight_grad(a: Arguments, programs: int) -> Work:
     fields = descriptor_weight_grad.JOB_FIELDS.value
     counts, extents = (a.boxes1, a.boxes2, a.boxes3), (a.B1, a.B2, a.B3)
-    g, x = (_Boxes(descriptor.base, counts, extents) for descriptor in (a.g, a.x))
+    samples = a.g.base.shape[0]
+    g, x = (_Boxes(descriptor.base, counts, extents, samples) for descriptor in (a.g, a.x))
     fetched: dict[tuple, int] = {}
     loaded = stored = 0
     for job in a.table("p_jobs", fields).tolist():
-        first_o, first_c, channel, first, end, *taps = job
-        fetches = [(g, (0, 0, 0), first_o, a.BO)]
-        taps = [taps[4 * i : 4 * i + 4] for i in range(a.TAPS)]
-        fetches += [(x, tuple(tap[:3]), first_c, a.BC) for tap in taps]
-        for tensor, at, begin, channels in fetches:
-            key = tensor is g, at, begin
+        first_o, first_c, channel, first, end, _, *taps = job
+        fetches = [(g, 0, (0, 0, 0), first_o, a.BO)]
+        taps = [taps[_FETCHED * i : _FETCHED * (i + 1)] for i in range(a.TAPS)]
+        fetches += [(x, tap[4], tuple(tap[:3]), first_c, a.BC) for tap in taps]
+        for tensor, place, at, begin, channels in fetches:
+            key = tensor is g, place, at, begin
             if key not in fetched:
-                fetched[key] = tensor.fetch(at, begin, channels)
+                fetched[key] = tensor.fetch(place, at, begin, channels)
             loaded += fetched[key]
         c = np.arange(max(channel, 0), min(channel + a.BC, a.channels))
         o = (
@@ -328,7 +344,7 @@ def fetched_weight_grad(a: Arguments, programs: int) -> Work:
                 stored += SECTOR * int(sectors_of(start * 4, part.size * 4).sum())
     loaded += programs * SECTOR * int(sectors_of(0, fields * 4))
     matrix = a.jobs * a.steps * a.TAPS * a.BC * a.BO * a.B1 * a.B2 * a.B3
-    read = int(g.seen.sum() + x.seen.sum()) * VECTOR * g.shape[0] + a.size("p_jobs")
+    read = _Boxes.read([g]) + _Boxes.read([x]) + a.size("p_jobs")
     return Work(matrix, 0, loaded, stored, read, a.size("p_out"))
 
 

@@ -44,11 +44,11 @@ def device():
 @pytest.fixture
 def copy_engine(device):
     """Skips where nothing fetches boxes by descriptors."""
-    from acs_triton.kernels import descriptor_gemm  # needs Triton, which a device has
+    from acs_triton.kernels import descriptors  # needs Triton, which a device has
 
     if device.interpreted and tuple(map(int, triton_device.triton.__version__.split(".")[:2])) < (3, 6):
         pytest.skip("Triton 3.5 interprets no descriptors with strides of fewer than 16 elements")
-    if not device.interpreted and (device.backend != "cuda" or device.arch < descriptor_gemm.MINIMUM_CAPABILITY):
+    if not device.interpreted and (device.backend != "cuda" or device.arch < descriptors.MINIMUM_CAPABILITY):
         pytest.skip("needs compute capability 9.0")
     return device
 

@@ -24,6 +24,8 @@ CASES = {
     "1x1, strided": Case(64, 128, (8, 8, 8), kernel=(1, 1), padding=(0, 0), stride=(2, 2, 2)),
     "deep": Case(256, 256, (3, 4, 4), batch=1),
     "deep, ragged": Case(96, 50, (3, 4, 5)),
+    "strided, even": Case(64, 192, (8, 8, 12), stride=(2, 2, 2)),
+    "strided along some axes": Case(72, 64, (6, 8, 8), stride=(1, 2, 2), batch=1),
     "deep, strided": Case(256, 128, (4, 4, 4), stride=(2, 2, 2), batch=1),
     "deep, channels not last": Case(256, 64, (3, 4, 4), batch=1, layout="ncdhw"),
     "channels not last": Case(64, 70, (5, 6, 7), batch=1, layout="ncdhw"),

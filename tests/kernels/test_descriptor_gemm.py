@@ -15,7 +15,20 @@ from .test_gather_gemm import strided_inputs
 
 SOME = CASES[::7] if triton_device.INTERPRETED else CASES
 """All where they are compiled: the interpreter takes its time to fetch boxes."""
-FORWARD = [case for case in SOME if case.stride == (1, 1, 1)]
+STRIDED = [
+    Case(16, 24, (6, 4, 8), stride=(2, 2, 2)),
+    Case(24, 17, (4, 6, 3), stride=(2, 2, 1), layout="ncdhw"),
+    Case(8, 9, (8, 4, 4), stride=(4, 2, 1), batch=1),
+    Case(8, 9, (2, 4, 12), kernel=(2, 2), padding=(0, 0), stride=(1, 2, 4)),
+    Case(40, 6, (6, 8, 10), kernel=(5, 5), padding=(2, 1), stride=(2, 2, 2), batch=1),
+    Case(8, 9, (8, 6, 8), dilation=2, padding=(2, 1), stride=(2, 2, 2)),
+    Case(8, 9, (6, 8, 4), rule="aligned", stride=(2, 2, 2)),
+    Case(16, 7, (6, 4, 4), split=(), stride=(2, 2, 2)),
+    Case(32, 12, (4, 6, 4), groups=2, stride=(2, 2, 2)),
+]
+"""Convolutions that read classes of positions."""
+FORWARD = [case for case in SOME if descriptor_tables.has_classes(case.geometry)]
+FORWARD += STRIDED[::3] if triton_device.INTERPRETED else STRIDED
 
 
 @pytest.fixture

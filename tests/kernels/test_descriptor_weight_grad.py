@@ -5,12 +5,14 @@ import torch
 
 from acs_triton.kernels import descriptor_weight_grad as kernel
 from acs_triton.kernels import device as triton_device
+from acs_triton.kernels.descriptor_tables import has_classes
 from acs_triton.kernels.descriptor_weight_grad import CUBE, ROW, Tile
 
 from . import oracle
 from .cases import CASES, LAYOUTS, Case
+from .test_descriptor_gemm import STRIDED
 
-SOME = [case for case in CASES if case.stride == (1, 1, 1) and not case.geometry.mixed]
+SOME = [case for case in CASES + STRIDED if has_classes(case.geometry) and not case.geometry.mixed]
 SOME = SOME[1::9] if triton_device.INTERPRETED else SOME
 """All where they are compiled: the interpreter takes its time to fetch boxes."""
 
