@@ -68,6 +68,8 @@ def why_not(primitive: str, data: Tensor, other: Tensor, geometry: Geometry) -> 
                 f"kernel_size={geometry.kernel_size} reaches outside the tensor at {bits} tap positions, "
                 f"the kernel tells {gather_tables.TAP_BITS} apart"
             )
+    if primitive != "weight_grad" and other.numel() >= 2**31:
+        return f"a weight of shape {tuple(other.shape)} is beyond the 32-bit offsets of the kernel that packs it"
     vector = channels_last.unit(data.dtype)
     positions = max(math.prod(geometry.input_size), math.prod(geometry.output_size))
     batch = data.shape[0] if primitive == "weight_grad" else 1

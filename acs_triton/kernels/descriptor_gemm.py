@@ -26,12 +26,12 @@ from torch import Tensor
 
 from ..geometry import Geometry
 from ..layout import memory_format
-from ..merging import merge
 from ..tables import keep
-from . import autotune, descriptor_tables, device, gather_gemm, gather_tables, split_depth
+from . import autotune, descriptor_tables, device, gather_gemm, gather_tables, packing, split_depth
 from .channels_last import channels_last, unit
 from .descriptors import available, describe, descriptor, in_classes, readable, repeats
 from .epilogue import activated
+from .packing import Packing, pack, packed_once
 from .split_depth import split_steps, store_sums
 
 JOB_FIELDS = tl.constexpr(descriptor_tables.JOB_FIELDS)
@@ -209,7 +209,7 @@ class Plan:
         most_steps: largest number of steps of a job.
         column_tiles, sum_places: as in :class:`acs_triton.kernels.gather_gemm.Plan`.
         aligned: every tile of columns starts and ends at a whole vector.
-        places, packed_rows, blocks, steps_of, packed_steps: as in :class:`acs_triton.kernels.gather_gemm.Plan`.
+        packing: of the weights.
     """
 
     order: tuple[int, int, int]
@@ -221,14 +221,10 @@ class Plan:
     column_tiles: int
     sum_places: Tensor
     aligned: bool
-    places: Tensor
-    packed_rows: int
-    blocks: int
-    steps_of: Tensor | None = None
-    packed_steps: int = 0
+    packing: Packing
 
 
-def _plan(tables: descriptor_tables.Tables, vector: int, where: torch.device, packing: dict) -> Plan:
+def _plan(tables: descriptor_tables.Tables, vector: int, where: torch.device, packed: Packing) -> Plan:
     columns = list(zip(*(tables.jobs[field :: descriptor_tables.JOB_FIELDS] for field in (3, 4)), strict=True))
     column_tiles, sum_places = split_depth.sum_places(columns, tables.tile.bo)
     return Plan(
@@ -241,7 +237,7 @@ def _plan(tables: descriptor_tables.Tables, vector: int, where: torch.device, pa
         column_tiles=column_tiles,
         sum_places=gather_gemm.table(sum_places, where),
         aligned=not any(value % vector for column in columns for value in column),
-        **packing,
+        packing=packed,
     )
 
 
@@ -249,16 +245,15 @@ def _plan(tables: descriptor_tables.Tables, vector: int, where: torch.device, pa
 def _forward_plan(geometry, in_channels, out_channels, tile, classes, vector, where) -> Plan:
     shape = in_channels, out_channels
     tables = descriptor_tables.forward(geometry, *shape, tile, classes)
-    return _plan(tables, vector, where, gather_gemm.forward_packing(geometry, *shape, tile.bo, tile, where))
+    return _plan(tables, vector, where, packing.forward(geometry, *shape, tile.bo, tile, where))
 
 
 @keep(maxsize=512)
 def _input_grad_plan(geometry, in_channels, out_channels, tile, vector, where) -> Plan:
     shape = in_channels, out_channels
     tables = descriptor_tables.input_grad(geometry, *shape, tile, vector)
-    steps = tables.packed_steps
-    packing = gather_gemm.input_grad_packing(geometry, *shape, tile.bo, tile, vector, steps, where)
-    return _plan(tables, vector, where, packing)
+    packed = packing.input_grad(geometry, *shape, tile.bo, tile, vector, tables.packed_steps, where)
+    return _plan(tables, vector, where, packed)
 
 
 def _launch(
@@ -291,7 +286,7 @@ def _launch(
         splits,
         plan.column_tiles,
         samples,
-        plan.packed_rows // 2,
+        plan.packing.rows // 2,
         math.prod(y.shape[2:]),
         y.shape[1],
         int(bias is not None),
@@ -401,7 +396,7 @@ def conv(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,
 
     def run(tile):
         plan = _forward_plan(geometry, x.shape[1], out_channels, tile, classes, unit(x.dtype), x.device)
-        packed = gather_gemm.packed(weight, geometry, plan, tile)
+        packed = packed_once(weight, geometry, plan.packing, tile)
         _launch(x, packed, bias, y, plan, tile, activation, strided=classes is not None)
 
     with device.of(x):
@@ -422,8 +417,7 @@ def input_grad(grad_output: Tensor, weight: Tensor, geometry: Geometry) -> Tenso
 
     def run(tile):
         plan = _input_grad_plan(geometry, channels, out_channels, tile, unit(g.dtype), g.device)
-        taps = merge(weight, geometry) if tile.merged else weight
-        _launch(g, gather_gemm._pack_input_grad(taps, plan, tile.bk), None, y, plan, tile)
+        _launch(g, pack(weight, plan.packing, tile.bk), None, y, plan, tile)
 
     with device.of(g):
         default = input_grad_tile(channels, out_channels, grad_output.dtype, geometry)

@@ -23,19 +23,17 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..frozen import once
 from ..geometry import Geometry
 from ..layout import memory_format
-from ..merging import merge
 from ..tables import keep
-from . import autotune, device, gather_tables, split_depth, tiles
+from . import autotune, device, gather_tables, packing, split_depth, tiles
 from .channels_last import channels_last, strides, unit
 from .epilogue import activated
+from .packing import Packing, pack, packed_once
 from .partials import triton_accumulator
 from .split_depth import split_steps, store_sums
 
@@ -214,11 +212,7 @@ class Plan:
         most_steps: largest number of steps of a job.
         column_tiles, sum_places: tiles of the output's columns, and where their sums have each channel's.
         aligned: every tile of columns starts and ends at a whole vector.
-        places: ``(O,)``, where each output channel goes in the packed weights (input gradient: in a step's depth).
-        packed_rows: rows of the packed weights.
-        blocks: blocks of ``bk`` channels at each tap (input gradient: in a channel group).
-        steps_of: ``(O, taps)``, the input gradient's step that multiplies each output channel and tap.
-        packed_steps: their number, and one more where some taps reach no position.
+        packing: of the weights.
     """
 
     jobs: Tensor
@@ -230,41 +224,14 @@ class Plan:
     column_tiles: int
     sum_places: Tensor
     aligned: bool
-    places: Tensor
-    packed_rows: int
-    blocks: int
-    steps_of: Tensor | None = None
-    packed_steps: int = 0
+    packing: Packing
 
 
 def table(values, where: torch.device, dtype: torch.dtype = torch.int32) -> Tensor:
     return torch.tensor(values, dtype=dtype).to(where)
 
 
-def forward_packing(geometry, in_channels, out_channels, columns: int, tile, where: torch.device) -> dict:
-    """How a plan's weights are packed for tiles of ``columns`` output channels: the fields of :class:`Plan`."""
-    places, rows = gather_tables.packed_rows(geometry, out_channels, columns, tile.merged)
-    blocks = -(-in_channels // geometry.groups // tile.bk)
-    return {"places": table(places, where, torch.int64), "packed_rows": rows, "blocks": blocks}
-
-
-def input_grad_packing(
-    geometry, in_channels, out_channels, columns: int, tile, vector: int, steps, where: torch.device
-) -> dict:
-    """As :func:`forward_packing`, for tiles of ``columns`` input channels that make the table's packed ``steps``."""
-    places, blocks = gather_tables.packed_channels(geometry, out_channels, tile.bk, vector, tile.merged)
-    taps = len(geometry.merged.positions) if tile.merged else math.prod(geometry.kernel_size)
-    steps_of = gather_tables.steps_of(places, blocks, tile.bk, taps, steps)
-    return {
-        "places": table([place % tile.bk for place in places], where, torch.int64),
-        "packed_rows": -(-in_channels // geometry.groups // columns) * columns,
-        "blocks": blocks,
-        "steps_of": table(steps_of, where, torch.int64),
-        "packed_steps": 1 + max(map(max, steps_of)),
-    }
-
-
-def _plan(tables: gather_tables.Tables, bn: int, vector: int, where: torch.device, packing: dict) -> Plan:
+def _plan(tables: gather_tables.Tables, bn: int, vector: int, where: torch.device, packed: Packing) -> Plan:
     columns = list(zip(*(tables.jobs[field :: gather_tables.JOB_FIELDS] for field in (8, 9)), strict=True))
     column_tiles, sum_places = split_depth.sum_places(columns, bn)
     return Plan(
@@ -277,7 +244,7 @@ def _plan(tables: gather_tables.Tables, bn: int, vector: int, where: torch.devic
         column_tiles=column_tiles,
         sum_places=table(sum_places, where),
         aligned=not any(value % vector for column in columns for value in column),
-        **packing,
+        packing=packed,
     )
 
 
@@ -285,49 +252,15 @@ def _plan(tables: gather_tables.Tables, bn: int, vector: int, where: torch.devic
 def _forward_plan(geometry, in_channels, out_channels, tile, x_strides, vector, where) -> Plan:
     shape = in_channels, out_channels, tile.bn
     tables = gather_tables.forward(geometry, *shape, tile.bk, x_strides, vector, tile.merged)
-    return _plan(tables, tile.bn, vector, where, forward_packing(geometry, *shape, tile, where))
+    return _plan(tables, tile.bn, vector, where, packing.forward(geometry, *shape, tile, where))
 
 
 @keep(maxsize=512)
 def _input_grad_plan(geometry, in_channels, out_channels, tile, grad_strides, vector, where) -> Plan:
     shape = in_channels, out_channels, tile.bn
     tables = gather_tables.input_grad(geometry, *shape, tile.bk, grad_strides, vector, tile.merged)
-    packing = input_grad_packing(geometry, *shape, tile, vector, tables.packed_steps, where)
-    return _plan(tables, tile.bn, vector, where, packing)
-
-
-def _pack_forward(weight: Tensor, plan: Plan, bk: int) -> Tensor:
-    """Weights as ``(taps, blocks, rows, bk)``: a tile's block is one run of memory.
-
-    Channels that fill up a block are zeros. Rows that fill up a tile are anything: their sums are not stored.
-    """
-    taps = weight.flatten(2)
-    if filling := plan.blocks * bk - taps.shape[1]:
-        taps = F.pad(taps, (0, 0, 0, filling))
-    packed = weight.new_empty(taps.shape[2], plan.blocks, plan.packed_rows, bk)
-    packed.permute(2, 1, 3, 0).index_copy_(0, plan.places, taps.unflatten(1, (plan.blocks, bk)))
-    return packed
-
-
-def packed(weight: Tensor, geometry: Geometry, plan: Plan, tile) -> Tensor:
-    """The convolution's weights as its kernel takes them."""
-
-    def pack():
-        return _pack_forward(merge(weight, geometry) if tile.merged else weight, plan, tile.bk)
-
-    # What the packing depends on; it is the same for volumes of all sizes, but for merged taps.
-    regions = gather_tables.regions(geometry, weight.shape[0], tile.merged)
-    merged = (geometry.views, geometry.merged.number) if tile.merged else ()
-    return once(weight, (tile, regions, merged), pack)
-
-
-def _pack_input_grad(weight: Tensor, plan: Plan, bk: int) -> Tensor:
-    """Weights as ``(steps, rows, bk)``: rows are input channels, the depth output channels."""
-    taps = weight.flatten(2)
-    packed = weight.new_zeros(plan.packed_steps, plan.packed_rows, bk)
-    rows = packed[:, : taps.shape[1]].transpose(1, 2)
-    rows.index_put_((plan.steps_of, plan.places[:, None]), taps.transpose(1, 2))
-    return packed
+    packed = packing.input_grad(geometry, *shape, tile, vector, tables.packed_steps, where)
+    return _plan(tables, tile.bn, vector, where, packed)
 
 
 def _launch(
@@ -360,7 +293,7 @@ def _launch(
             plan.job_count,
             splits,
             samples,
-            plan.packed_rows,
+            plan.packing.rows,
             x_sample,
             math.prod(y.shape[2:]),
             y.shape[1],
@@ -460,7 +393,7 @@ def conv(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,
         vector = unit(x.dtype)
         x_strides = tuple(stride // vector for stride in strides(x)[2:])
         plan = _forward_plan(geometry, x.shape[1], weight.shape[0], tile, x_strides, vector, x.device)
-        _launch(x, packed(weight, geometry, plan, tile), bias, y, plan, tile, activation)
+        _launch(x, packed_once(weight, geometry, plan.packing, tile), bias, y, plan, tile, activation)
 
     with device.of(x):
         channels = input.shape[1], weight.shape[0]
@@ -485,8 +418,7 @@ def input_grad(grad_output: Tensor, weight: Tensor, geometry: Geometry) -> Tenso
         vector = unit(g.dtype)
         g_strides = tuple(stride // vector for stride in strides(g)[2:])
         plan = _input_grad_plan(geometry, channels, weight.shape[0], tile, g_strides, vector, g.device)
-        taps = merge(weight, geometry) if tile.merged else weight
-        _launch(g, _pack_input_grad(taps, plan, tile.bk), None, y, plan, tile)
+        _launch(g, pack(weight, plan.packing, tile.bk), None, y, plan, tile)
 
     with device.of(g):
         default = input_grad_tile(channels, weight.shape[0], grad_output.dtype, geometry)

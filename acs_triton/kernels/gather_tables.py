@@ -297,16 +297,6 @@ def input_grad(
     return tables.close()
 
 
-def steps_of(places: list[int], blocks: int, bk: int, taps: int, packed_steps) -> list[list[int]]:
-    """For each output channel and tap, the step of the input gradient that multiplies them.
-
-    Where no position is reached through a tap, that is the number of steps. ``places`` and ``blocks`` are
-    :func:`packed_channels`'s, ``packed_steps`` :class:`Tables`'s.
-    """
-    steps = {(group * blocks + block, tap): step for step, (group, tap, block) in enumerate(packed_steps)}
-    return [[steps.get((place // bk, tap), len(packed_steps)) for tap in range(taps)] for place in places]
-
-
 def packed_channels(
     geometry: Geometry, out_channels: int, bk: int, vector: int, merged: bool = False
 ) -> tuple[list[int], int]:

@@ -19,6 +19,7 @@ _COUNTS: dict[str, Callable[[Arguments, int], Work]] = {
     "gather_gemm_kernel": matrix.gathered_gemm,
     "descriptor_gemm_kernel": matrix.fetched_gemm,
     "finish_kernel": matrix.finish,
+    "pack_kernel": matrix.pack,
     "weight_grad_kernel": matrix.gathered_weight_grad,
     "descriptor_weight_grad_kernel": matrix.fetched_weight_grad,
     "add_splits_kernel": matrix.add_splits,

@@ -348,6 +348,33 @@ def fetched_weight_grad(a: Arguments, programs: int) -> Work:
     return Work(matrix, 0, loaded, stored, read, a.size("p_out"))
 
 
+def pack(a: Arguments, programs: int) -> Work:
+    """A program reads all taps of its channels, which follow each other."""
+    item, (per_place, depth) = a.p_w.element_size(), (a.BK, a.SIDE) if a.TRANSPOSED else (a.SIDE, a.BK)
+    outputs, numbers = a.table("p_outputs"), a.table("p_numbers")
+    of_place, tile = np.divmod(np.arange(programs), a.tiles)
+    first = np.minimum(np.arange(a.tiles) * depth, a.channels)
+    length = (np.minimum(first + depth, a.channels) - first) * a.of_channel * item
+    used = np.flatnonzero(numbers.max(axis=(0, 1)) >= 0)
+    start = (outputs[used, None] * a.channels + first) * a.of_channel * item
+    loaded = _run_sectors(start, length + 0 * start, used[:, None] // per_place * a.tiles + np.arange(a.tiles))
+    inside = np.minimum(of_place * per_place + per_place, a.places) - of_place * per_place
+    for rows in (1, numbers.shape[0] * a.taps):  # output channels, and their taps
+        begin = (np.arange(rows)[:, None] * a.places + of_place * per_place) * 4
+        loaded += _run_sectors(begin, inside * 4 + 0 * begin, np.arange(programs) + 0 * begin)
+    loaded += SECTOR * int(sectors_of((of_place if a.TRANSPOSED else tile) * a.taps * 4, a.taps * 4).sum())
+    stored = a.size("p_packed")
+    return Work(0, 0, loaded, stored, a.size("p_w", "p_outputs", "p_numbers", "p_steps"), stored)
+
+
+def _run_sectors(start: np.ndarray, length: np.ndarray, program: np.ndarray) -> int:
+    """Bytes of the distinct sectors that each program touches by runs of bytes."""
+    longest = int(length.max(initial=0))
+    at = np.minimum(np.arange(0, longest + SECTOR - 1, SECTOR), np.maximum(length, 1)[..., None] - 1)
+    keep = np.broadcast_to((length > 0)[..., None], at.shape)
+    return by_block((start[..., None] + at)[keep], np.broadcast_to(program[..., None], at.shape)[keep])
+
+
 def add_splits(a: Arguments, programs: int) -> Work:
     i, item = np.arange(a.elements), a.p_partial.element_size()
     channel, tap, row = i % a.channels, i // a.channels % a.taps, i // a.channels // a.taps

@@ -1,4 +1,6 @@
-"""Packed weights: made once of frozen weights, and never stale."""
+"""Packed weights: what is where, made once of frozen weights, and never stale."""
+
+import itertools
 
 import pytest
 import torch
@@ -6,9 +8,12 @@ from torch import nn
 
 from acs_triton import convert, frozen, fuse, use_backend
 from acs_triton.functional import acs_conv3d, soft_acs_conv3d
-from acs_triton.kernels import depthwise, gather_gemm, stem
+from acs_triton.kernels import depthwise, gather_tables, packing, stem
+from acs_triton.kernels.descriptor_tables import Tile
+from acs_triton.merging import merge
 
 from . import oracle
+from .cases import Case
 
 FAMILIES = {
     "gather_gemm": ((1, 8, 2, 2, 3), (6, 8, 3, 3), 1),
@@ -30,7 +35,7 @@ def made(monkeypatch):
     def counted(weight, what, compute):
         return once(weight, what, lambda: made.append(what) or compute())
 
-    for module in (gather_gemm, depthwise, stem):
+    for module in (packing, depthwise, stem):
         monkeypatch.setattr(module, "once", counted)
     return made
 
@@ -105,3 +110,48 @@ def test_fused_network(device, main_dtype, made):
     with use_backend("triton"):
         assert not torch.equal(fused(x), found)
     assert len(made) == 6
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(
+    ("split", "merged", "groups"),
+    [(None, False, 1), (None, True, 1), ((), True, 1), (None, False, 2), ((0, 4, 6), False, 1)],
+)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_every_block_by_its_definition(transposed, split, merged, groups, channels_last, device, make):
+    """Steps of (tap, block), rows and depth filled up with zeros; whatever memory a weight lies in."""
+    case = Case(36, 10, (3, 4, 5), split=split, groups=groups, rule="aligned")
+    geometry, tile = case.geometry, Tile(64, (4, 4, 8), 16, 4, 2, merged)
+    weight = make(case.weight_shape, torch.float16, 1)
+    if channels_last:
+        weight = weight.transpose(1, -1).contiguous().transpose(1, -1)
+    taps = merge(weight, geometry) if merged else weight.flatten(2)
+    regions = gather_tables.regions(geometry, 10, merged)
+    each, count = 36 // groups, taps.shape[2]
+    blocks = []
+    if transposed:
+        windows = gather_tables.windows(geometry, 10, 16, 8, merged)
+        order = itertools.product(range(groups), range(count), range(windows[0][-1].first_block + 1))
+        made = [step for step in order if step != (0, 4, 0)]  # a tap that reaches no position
+        packed = packing.pack(weight, packing.input_grad(geometry, 36, 10, 64, tile, 8, made, weight.device), 16)
+        for group, tap, block in made:
+            expected = torch.zeros(64, 16, dtype=weight.dtype, device=weight.device)
+            for window in windows[group]:
+                if window.first_block <= block < window.first_block + window.blocks:
+                    first = window.start + 16 * (block - window.first_block)
+                    for o in range(max(first, window.region.first), min(first + 16, window.region.end)):
+                        expected[:each, o - first] = taps[o, :, tap]
+            blocks.append(expected)
+    else:
+        packed = packing.pack(weight, packing.forward(geometry, 36, 10, 64, tile, weight.device), 16)
+        for tap in range(count):
+            for block in range(-(-each // 16)):
+                expected = torch.zeros(64 * len(regions), 16, dtype=weight.dtype, device=weight.device)
+                width = min(16, each - 16 * block)
+                for number, region in enumerate(regions):
+                    rows = taps[region.first : region.end, 16 * block : 16 * block + width, tap]
+                    expected[64 * number : 64 * number + len(rows), :width] = rows
+                blocks.append(expected)
+    torch.testing.assert_close(
+        packed, torch.stack(blocks), rtol=1e-3 if split == () else 0, atol=1e-3 if split == () else 0
+    )
