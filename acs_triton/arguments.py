@@ -182,8 +182,30 @@ def check_activation(name) -> None:
         raise ValueError(f"activation must be None or one of {', '.join(map(repr, ACTIVATIONS))}, got {name!r}")
 
 
+_MOST_KEPT = 4096
+_passed: set[tuple] = set()
+"""What was checked of operands that passed: a layer's second call checks nothing again."""
+
+
 def check_operands(input, weight, bias, groups: int) -> None:
     """Raise unless weight and bias fit each other and the input: shapes, dtype, device."""
+    if torch.compiler.is_compiling():
+        _check_operands(input, weight, bias, groups)
+        return
+    try:
+        of_bias = None if bias is None else (type(bias), bias.shape, bias.dtype, bias.device)
+        key = type(input), input.shape, input.dtype, input.device, type(weight), weight.shape, weight.dtype
+        key += weight.device, of_bias, type(groups), groups
+        if key in _passed:
+            return
+    except (AttributeError, TypeError):  # no tensors, or sizes that are not known
+        key = None
+    _check_operands(input, weight, bias, groups)
+    if key is not None and len(_passed) < _MOST_KEPT:
+        _passed.add(key)
+
+
+def _check_operands(input, weight, bias, groups: int) -> None:
     check_input(input)
     if not isinstance(weight, torch.Tensor):
         raise TypeError(f"weight must be a torch.Tensor, got {type(weight).__name__}")

@@ -27,8 +27,6 @@ from .frozen import FrozenParameter
 from .geometry import ConvParams
 from .layout import channels_last, memory_format
 
-_NONE = (None,)
-
 
 class _Primitive(_SingleLevelFunction):
     """An operator that is bilinear in two tensors; its further arguments have no derivative.
@@ -43,30 +41,31 @@ class _Primitive(_SingleLevelFunction):
 
     @classmethod
     def kernel(cls, keyset, *args):
+        params = ConvParams.from_args(args[-ops.FIELDS :])
         with enable_single_level_autograd_function():
-            return cls.apply(keyset, *args)
+            return cls.apply(keyset, *args[: -ops.FIELDS], params)
 
     @classmethod
-    def below(cls, ctx, keyset, first: Tensor, second: Tensor, *rest) -> Tensor:
+    def below(cls, ctx, keyset, first: Tensor, second: Tensor, *rest, params: ConvParams) -> Tensor:
         """The operator itself. Each operand is kept only if the other one's derivative is asked for."""
         needs = ctx.needs_input_grad
         ctx.save_for_backward(first if needs[2] else None, second if needs[1] else None)
         ctx.save_for_forward(first, second)
         if keyset is None:
-            return cls.run(first, second, *rest)
+            return cls.run(first, second, *rest, params)
         # A Function's forward runs with gradients off; the next level of torch.func decides for itself.
         with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), torch._C._AutoDispatchBelowAutograd():
-            return cls.op.redispatch(keyset & torch._C._after_autograd_keyset, first, second, *rest)
+            return cls.op.redispatch(keyset & torch._C._after_autograd_keyset, first, second, *rest, *params.args())
 
 
 class ACSConvFunction(_Primitive):
-    """``conv(input, weight, bias, *params)``; ``params`` are the fields of :class:`~acs_triton.geometry.ConvParams`."""
+    """``conv(input, weight, bias, *params)``, the fields of :class:`~acs_triton.geometry.ConvParams`."""
 
     op, run = ops.conv, staticmethod(ops.run_conv)
 
     @staticmethod
-    def forward(ctx, keyset, input, weight, bias, *params):
-        output = ACSConvFunction.below(ctx, keyset, input, weight, bias, *params)
+    def forward(ctx, keyset, input, weight, bias, params):
+        output = ACSConvFunction.below(ctx, keyset, input, weight, bias, params=params)
         ctx.params, ctx.input_size, ctx.output_shape = params, input.shape[2:], output.shape
         ctx.last = memory_format(input) == torch.channels_last_3d
         return output
@@ -79,22 +78,26 @@ class ACSConvFunction(_Primitive):
             # A loss in plain memory, or of one channel, must not set the format of all gradients before it.
             grad = channels_last(grad)
         if needs[0] and needs[1] and not _differentiated():
-            gradients = ops.run_gradients if _unwatched(grad, input, weight) else ops.gradients
-            for_input, for_weight = gradients(grad, input, weight, *ctx.params)
+            if _unwatched(grad, input, weight):
+                for_input, for_weight = ops.run_gradients(grad, input, weight, ctx.params)
+            else:
+                for_input, for_weight = ops.gradients(grad, input, weight, *ctx.params.args())
         else:
-            for_input = ops.input_grad(grad, weight, ctx.input_size, *ctx.params) if needs[0] else None
-            for_weight = ops.weight_grad(grad, input, *ctx.params) if needs[1] else None
+            params = ctx.params.args()
+            for_input = ops.input_grad(grad, weight, ctx.input_size, *params) if needs[0] else None
+            for_weight = ops.weight_grad(grad, input, *params) if needs[1] else None
         for_bias = grad.sum((0, 2, 3, 4)) if needs[2] else None
-        return None, for_input, for_weight, for_bias, *_NONE * len(ctx.params)
+        return None, for_input, for_weight, for_bias, None
 
     @staticmethod
     def jvp(ctx, _, input_t, weight_t, bias_t, *__):
         input, weight = ctx.saved_tensors
+        args = ctx.params.args()
         if input_t is None and weight_t is None:
             return bias_t.view(1, -1, 1, 1, 1).expand(ctx.output_shape).clone()
         return _sum_of_parts(
-            None if input_t is None else ops.conv(input_t, weight, bias_t, *ctx.params),
-            None if weight_t is None else ops.conv(input, weight_t, bias_t if input_t is None else None, *ctx.params),
+            None if input_t is None else ops.conv(input_t, weight, bias_t, *args),
+            None if weight_t is None else ops.conv(input, weight_t, bias_t if input_t is None else None, *args),
         )
 
 
@@ -104,28 +107,30 @@ class ACSInputGradFunction(_Primitive):
     op, run = ops.input_grad, staticmethod(ops.run_input_grad)
 
     @staticmethod
-    def forward(ctx, keyset, grad_output, weight, input_size, *params):
+    def forward(ctx, keyset, grad_output, weight, input_size, params):
         ctx.params, ctx.input_size = params, input_size
-        return ACSInputGradFunction.below(ctx, keyset, grad_output, weight, input_size, *params)
+        return ACSInputGradFunction.below(ctx, keyset, grad_output, weight, input_size, params=params)
 
     @staticmethod
     def backward(ctx, grad):
         grad_output, weight = ctx.saved_tensors
+        args = ctx.params.args()
         _, *needs = ctx.needs_input_grad
         return (
             None,
-            ops.conv(grad, weight, None, *ctx.params) if needs[0] else None,
-            ops.weight_grad(grad_output, grad, *ctx.params) if needs[1] else None,
+            ops.conv(grad, weight, None, *args) if needs[0] else None,
+            ops.weight_grad(grad_output, grad, *args) if needs[1] else None,
             None,
-            *_NONE * len(ctx.params),
+            None,
         )
 
     @staticmethod
     def jvp(ctx, _, grad_output_t, weight_t, *__):
         grad_output, weight = ctx.saved_tensors
+        args = ctx.params.args()
         return _sum_of_parts(
-            None if grad_output_t is None else ops.input_grad(grad_output_t, weight, ctx.input_size, *ctx.params),
-            None if weight_t is None else ops.input_grad(grad_output, weight_t, ctx.input_size, *ctx.params),
+            None if grad_output_t is None else ops.input_grad(grad_output_t, weight, ctx.input_size, *args),
+            None if weight_t is None else ops.input_grad(grad_output, weight_t, ctx.input_size, *args),
         )
 
 
@@ -135,27 +140,29 @@ class ACSWeightGradFunction(_Primitive):
     op, run = ops.weight_grad, staticmethod(ops.run_weight_grad)
 
     @staticmethod
-    def forward(ctx, keyset, grad_output, input, *params):
+    def forward(ctx, keyset, grad_output, input, params):
         ctx.params, ctx.input_size = params, input.shape[2:]
-        return ACSWeightGradFunction.below(ctx, keyset, grad_output, input, *params)
+        return ACSWeightGradFunction.below(ctx, keyset, grad_output, input, params=params)
 
     @staticmethod
     def backward(ctx, grad):
         grad_output, input = ctx.saved_tensors
+        args = ctx.params.args()
         _, *needs = ctx.needs_input_grad
         return (
             None,
-            ops.conv(input, grad, None, *ctx.params) if needs[0] else None,
-            ops.input_grad(grad_output, grad, ctx.input_size, *ctx.params) if needs[1] else None,
-            *_NONE * len(ctx.params),
+            ops.conv(input, grad, None, *args) if needs[0] else None,
+            ops.input_grad(grad_output, grad, ctx.input_size, *args) if needs[1] else None,
+            None,
         )
 
     @staticmethod
     def jvp(ctx, _, grad_output_t, input_t, *__):
         grad_output, input = ctx.saved_tensors
+        args = ctx.params.args()
         return _sum_of_parts(
-            None if grad_output_t is None else ops.weight_grad(grad_output_t, input, *ctx.params),
-            None if input_t is None else ops.weight_grad(grad_output, input_t, *ctx.params),
+            None if grad_output_t is None else ops.weight_grad(grad_output_t, input, *args),
+            None if input_t is None else ops.weight_grad(grad_output, input_t, *args),
         )
 
 
@@ -189,12 +196,11 @@ def conv(
     """Differentiable convolution, and an activation of it."""
     if activation is not None:
         return _conv_act(input, weight, bias, activation, params)
-    args = params.args()
     if not _unwatched(input, weight, bias):
-        return ops.conv(input, weight, bias, *args)
+        return ops.conv(input, weight, bias, *params.args())
     if _differentiable(input, weight, bias):
-        return ACSConvFunction.apply(None, input, weight, bias, *args)
-    return ops.run_conv(input, weight, bias, *args)
+        return ACSConvFunction.apply(None, input, weight, bias, params)
+    return ops.run_conv(input, weight, bias, params)
 
 
 def _conv_act(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, params: ConvParams) -> Tensor:
@@ -202,7 +208,7 @@ def _conv_act(input: Tensor, weight: Tensor, bias: Tensor | None, activation: st
         return ops.conv_act(input, weight, bias, activation, *params.args())
     if _differentiable(input, weight, bias):
         return activate(conv(input, weight, bias, params), activation)
-    return ops.run_conv_act(input, weight, bias, activation, *params.args())
+    return ops.run_conv_act(input, weight, bias, activation, params)
 
 
 def _unwatched(*tensors: Tensor | None) -> bool:
@@ -216,13 +222,17 @@ def _unwatched(*tensors: Tensor | None) -> bool:
         and not torch._C._are_functorch_transforms_active()
         and torch._C._get_tracing_state() is None
         and forward_ad._current_level < 0
-        and all(one is None or _is_plain(one) for one in tensors)
+        and all(map(_is_plain, tensors))
     )
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    wrapped = functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
-    return type(tensor) in (Tensor, torch.nn.Parameter, FrozenParameter) and not wrapped and not tensor.is_meta
+def _is_plain(tensor: Tensor | None) -> bool:
+    if tensor is None:
+        return True
+    if type(tensor) is Tensor:
+        wrapped = functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
+        return not wrapped and not tensor.is_meta
+    return type(tensor) in (torch.nn.Parameter, FrozenParameter) and not tensor.is_meta
 
 
 def _differentiated() -> bool:

@@ -18,7 +18,7 @@ axis (axial), ``H`` as a ``v`` axis (sagittal) and ``W`` (always a ``v`` axis). 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 
 VIEWS = ("axial", "coronal", "sagittal")
@@ -129,6 +129,13 @@ class Geometry:
     groups: int
     start: tuple[Triple, Triple, Triple]
     dilation: tuple[Triple, Triple, Triple]
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, one.name) for one in fields(self)))
+
+    def __hash__(self) -> int:  # once: it is the key of every plan
+        return self._hash
 
     def extent(self, view: int) -> Triple:
         """Number of taps of a view per axis, e.g. ``(1, ku, kv)`` for the axial one."""
@@ -357,6 +364,13 @@ class ConvParams:
     def geometry(self, input_size) -> Geometry:
         """Resolve for one input size (ints). Cached: equal arguments give the same object."""
         return _resolve(self, tuple(input_size))
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.args())
+
+    def __hash__(self) -> int:  # once, as of geometries
+        return self._hash
 
 
 @lru_cache(maxsize=4096)

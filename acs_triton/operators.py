@@ -88,9 +88,17 @@ class _ACSConvNd(nn.Module):
             bound = 1 / math.sqrt(fan_in)
             init.uniform_(self.bias, -bound, bound)
 
-    def _params(self, split) -> ConvParams:
-        return conv_params(
-            self.weight.shape[2:],
+    def __setattr__(self, name, value) -> None:
+        self.__dict__.pop("_resolved", None)
+        super().__setattr__(name, value)
+
+    def _params(self, weight: Tensor, split) -> ConvParams:
+        # Kept until an attribute is set. Lists could be changed without that, and Dynamo follows no writes to a module.
+        keeps = not torch.compiler.is_compiling()
+        if keeps and (found := self.__dict__.get("_resolved")) is not None and found[0] == weight.shape:
+            return found[1]
+        params = conv_params(
+            weight.shape[2:],
             self.out_channels,
             self.stride,
             self.padding,
@@ -100,6 +108,9 @@ class _ACSConvNd(nn.Module):
             "aligned" if self.aligned else "acsconv",
             self.padding_mode != "zeros",
         )
+        if keeps and list not in map(type, (self.stride, self.padding, self.dilation, split)):
+            self.__dict__["_resolved"] = weight.shape, params
+        return params
 
     def _padded(self, input: Tensor, params: ConvParams) -> Tensor:
         if not params.prepadded:
@@ -168,12 +179,12 @@ class ACSConv(_ACSConvNd):
         convolution = in_channels, out_channels, kernel_size, stride, padding, dilation, groups
         super().__init__(*convolution, bias, padding_mode, aligned, device, dtype)
         self.acs_kernel_split = default_split(out_channels) if acs_kernel_split is None else tuple(acs_kernel_split)
-        self._params(self.acs_kernel_split)
+        self._params(self.weight, self.acs_kernel_split)
 
     def forward(self, input: Tensor) -> Tensor:
         input, weight, bias = amp.cast(input, self.weight, self.bias)
         check_operands(input, weight, bias, self.groups)
-        params = self._params(self.acs_kernel_split)
+        params = self._params(weight, self.acs_kernel_split)
         return functional.apply(self._padded(input, params), weight, bias, params, self._acs_activation)
 
     def extra_repr(self) -> str:
@@ -217,7 +228,7 @@ class SoftACSConv(_ACSConvNd):
         self.mean = mean
         if not mean:
             self.soft_w_core = nn.Parameter(torch.rand(out_channels, 3, device=device, dtype=dtype))
-        self._params(None)
+        self._params(self.weight, None)
 
     @property
     def view_weight(self) -> Tensor:
@@ -229,7 +240,7 @@ class SoftACSConv(_ACSConvNd):
     def forward(self, input: Tensor) -> Tensor:
         input, weight, view_weight, bias = amp.cast(input, self.weight, self.view_weight, self.bias)
         check_operands(input, weight, bias, self.groups)
-        params = self._params(None)
+        params = self._params(weight, None)
         data = self._padded(input, params)
         return functional.apply_soft(data, weight, view_weight, bias, params, self._acs_activation)
 

@@ -20,6 +20,8 @@ fake promises the input's dtype.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,9 @@ _PARAMS = (
     "int[] kernel_size, int[] stride, int[] padding_low, int[] padding_high, int[] dilation, "
     "int groups, int[] split, str rule, bool prepadded"
 )
+FIELDS = _PARAMS.count(",") + 1
+"""Of the parameters, the last arguments of every operator."""
+
 LIBRARY = torch.library.Library("acs_triton", "DEF")
 LIBRARY.define(f"conv(Tensor input, Tensor weight, Tensor? bias, {_PARAMS}) -> Tensor")
 LIBRARY.define(f"conv_act(Tensor input, Tensor weight, Tensor? bias, str activation, {_PARAMS}) -> Tensor")
@@ -45,47 +50,60 @@ weight_grad = torch.ops.acs_triton.weight_grad.default
 gradients = torch.ops.acs_triton.gradients.default
 
 
-@torch.library.impl(LIBRARY, "conv", "CompositeExplicitAutograd")
-def run_conv(input: Tensor, weight: Tensor, bias: Tensor | None, *params) -> Tensor:
-    geometry = ConvParams.from_args(params).geometry(input.shape[2:])
+# The operators' implementations, which may be called at once where nothing else is to see the call.
+
+
+def run_conv(input: Tensor, weight: Tensor, bias: Tensor | None, params: ConvParams) -> Tensor:
+    geometry = params.geometry(input.shape[2:])
     backend = backends.choose("conv", input, weight, geometry)
     with amp.off(input):
         return backend.conv(input, weight, bias, geometry)
 
 
-@torch.library.impl(LIBRARY, "conv_act", "CompositeExplicitAutograd")
-def run_conv_act(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, *params) -> Tensor:
-    geometry = ConvParams.from_args(params).geometry(input.shape[2:])
+def run_conv_act(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, params: ConvParams) -> Tensor:
+    geometry = params.geometry(input.shape[2:])
     backend = backends.choose("conv", input, weight, geometry)
     with amp.off(input):
         return backend.conv_act(input, weight, bias, activation, geometry)
 
 
-@torch.library.impl(LIBRARY, "input_grad", "CompositeExplicitAutograd")
-def run_input_grad(grad_output: Tensor, weight: Tensor, input_size, *params) -> Tensor:
-    geometry = ConvParams.from_args(params).geometry(input_size)
+def run_input_grad(grad_output: Tensor, weight: Tensor, input_size, params: ConvParams) -> Tensor:
+    geometry = params.geometry(input_size)
     backend = backends.choose("input_grad", grad_output, weight, geometry)
     with amp.off(grad_output):
         return backend.input_grad(grad_output, weight, geometry)
 
 
-@torch.library.impl(LIBRARY, "weight_grad", "CompositeExplicitAutograd")
-def run_weight_grad(grad_output: Tensor, input: Tensor, *params) -> Tensor:
-    geometry = ConvParams.from_args(params).geometry(input.shape[2:])
+def run_weight_grad(grad_output: Tensor, input: Tensor, params: ConvParams) -> Tensor:
+    geometry = params.geometry(input.shape[2:])
     backend = backends.choose("weight_grad", grad_output, input, geometry)
     with amp.off(input):
         return backend.weight_grad(grad_output, input, geometry)
 
 
-@torch.library.impl(LIBRARY, "gradients", "CompositeExplicitAutograd")
-def run_gradients(grad_output: Tensor, input: Tensor, weight: Tensor, *params) -> tuple[Tensor, Tensor]:
-    geometry = ConvParams.from_args(params).geometry(input.shape[2:])
+def run_gradients(grad_output: Tensor, input: Tensor, weight: Tensor, params: ConvParams) -> tuple[Tensor, Tensor]:
+    geometry = params.geometry(input.shape[2:])
     for_input = backends.choose("input_grad", grad_output, weight, geometry)
     for_weight = backends.choose("weight_grad", grad_output, input, geometry)
     with amp.off(input):
         if for_input is for_weight:
             return for_input.gradients(grad_output, input, weight, geometry)
         return for_input.input_grad(grad_output, weight, geometry), for_weight.weight_grad(grad_output, input, geometry)
+
+
+def _implementation(run: Callable) -> Callable:
+    """``run`` as the dispatcher calls it: with the parameters' fields as the last arguments."""
+    return lambda *args: run(*args[:-FIELDS], ConvParams.from_args(args[-FIELDS:]))
+
+
+for _op, _run in (
+    (conv, run_conv),
+    (conv_act, run_conv_act),
+    (input_grad, run_input_grad),
+    (weight_grad, run_weight_grad),
+    (gradients, run_gradients),
+):
+    LIBRARY.impl(_op, _implementation(_run), "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("acs_triton::conv", lib=LIBRARY)

@@ -41,7 +41,11 @@ class standard_operators:
 
 def wanted() -> bool:
     """Whether convolutions are to be computed here: in the block above, or for ONNX."""
-    return getattr(_state, "blocks", 0) > 0 or torch.onnx.is_in_onnx_export()
+    if getattr(_state, "blocks", 0) > 0:
+        return True
+    # Asked only where something is exported: the question takes longer than a small layer's checks.
+    traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return traced and torch.onnx.is_in_onnx_export()
 
 
 def conv(input: Tensor, weight: Tensor, bias: Tensor | None, params: ConvParams) -> Tensor:

@@ -100,3 +100,18 @@ def test_bad_input(row):
     call, error, words = TABLE[row]
     with pytest.raises(error, match=words):
         call()
+
+
+def test_operands_are_checked_again_when_one_is_another():
+    """What passed once is not checked again; whatever differs is."""
+    x, weight, bias = torch.ones(1, 2, 4, 4, 4), torch.ones(3, 2, 3, 3), torch.ones(3)
+    for _ in range(2):
+        acs_conv3d(x, weight, bias)
+        with pytest.raises(ValueError, match="needs 2"):
+            acs_conv3d(x[:, :1], weight, bias)
+        with pytest.raises(TypeError, match="weight has dtype"):
+            acs_conv3d(x, weight.double(), bias)
+        with pytest.raises(ValueError, match="bias must have the shape"):
+            acs_conv3d(x, weight, bias[:2])
+        with pytest.raises(TypeError, match="groups must be an int"):
+            acs_conv3d(x, weight, bias, groups=True)

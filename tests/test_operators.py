@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import reference
+from acs_triton.functional import acs_conv3d
 from acs_triton.operators import ACSConv, Conv2_5d, SoftACSConv
 
 
@@ -121,3 +122,28 @@ def test_training_lowers_the_loss():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_changed_attribute_counts_at_once():
+    """What a layer's arguments amount to is kept between calls, until one of them is set."""
+    torch.manual_seed(0)
+    layer, x = ACSConv(2, 6, 3, padding=1), torch.randn(1, 2, 5, 6, 7)
+
+    def check():
+        expected = acs_conv3d(
+            x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, split=layer.acs_kernel_split
+        )
+        assert torch.equal(layer(x), expected)
+
+    check()
+    for name, value in [
+        ("padding", (2, 2, 2)),
+        ("stride", [2, 2, 2]),
+        ("dilation", 2),
+        ("acs_kernel_split", (1, 2, 3)),
+        ("weight", torch.nn.Parameter(torch.randn(6, 2, 1, 1))),
+    ]:
+        setattr(layer, name, value)
+        check()
+    layer.stride[0] = 1
+    check()

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..activations import activate_
 from ..geometry import Geometry, reach
 from ..layout import converted, memory_format
-from . import cpu_cost, mixed, onednn
+from . import cpu_cost, mixed, onednn, small
 from .pieces import Piece, cut, pieces_of
 
 _SMALL = 1 << 16
@@ -24,9 +24,12 @@ def conv(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry)
     """Forward: ``(N, C, D, H, W)`` and ``(O, C/groups, ku, kv)`` to ``(N, O, *geometry.output_size)``."""
     if geometry.mixed:
         return mixed.conv(conv, mixed.fewest_taps(geometry, weight.shape[0]), input, weight, bias, geometry)
-    format, pieces = memory_format(input), pieces_of(geometry, weight.shape[0], _on_cpu(input))
-    biases = (None,) * len(pieces) if bias is None else cut(bias, pieces)
-    kernels = cut(weight, pieces)
+    format = memory_format(input)
+    plan = small.plan(geometry, input.shape, weight.shape, _on_cpu(input))
+    if plan is not None and weight.is_contiguous():
+        return small.conv(input, weight, bias, plan).contiguous(memory_format=format)
+    pieces = pieces_of(geometry, weight.shape[0], _on_cpu(input))
+    biases, kernels = (None,) * len(pieces) if bias is None else cut(bias, pieces), cut(weight, pieces)
     shape = input.shape[0], weight.shape[0], *geometry.output_size
     if not any(piece.fit.outside for piece in pieces) and (len(pieces) == 1 or prod(shape) <= _SMALL):
         parts = [_piece_conv(piece, geometry, input, *of) for piece, *of in zip(pieces, kernels, biases, strict=True)]
@@ -84,6 +87,11 @@ def _gradients(
 ):
     """:func:`gradients` of views that are not mixed; ``converts``: as channels-last, if that is faster."""
     format, groups = memory_format(grad_output), geometry.groups
+    if weight is not None and input is not None and weight.is_contiguous():
+        few = small.plan(geometry, input.shape, weight.shape, _on_cpu(input))
+        if few is not None:
+            for_input, for_weight = small.gradients(grad_output, input, weight, few)
+            return for_input.contiguous(memory_format=format), for_weight
     pieces = pieces_of(geometry, grad_output.shape[1], _on_cpu(grad_output))
     wanted = weight is not None, input is not None
     channels = weight.shape[1] * groups if wanted[0] else input.shape[1]
