@@ -23,24 +23,29 @@ from .layers import LAYOUTS
 from .measure import alternate
 
 STANDARD = tuple(product((8, 16, 32, 64, 128), (3,), (1, 2), (8, 16, 32), (1, 2)))
+DEEP = tuple(product((64, 128, 256, 512), (3,), (1, 2), (2, 3, 4, 6), (1, 2)))
 DEPTHWISE = tuple(product((32, 96, 240), (3, 5, 7), (1, 2), (8, 16, 32), (1,)))
 STEMS = ((3, 3, 2, 64, 1), (3, 7, 2, 48, 1), (3, 7, 2, 64, 1))
 MOST_VOXELS = 4_000_000  # input channels times voxels times batch
 
 
 def _volume(plan: cpu_cost.Plan, *_) -> cpu_cost.Plan:
-    return replace(plan, converted=False, by_taps=False, sliced=(False,) * len(plan.sliced))
+    return replace(plan, by_columns=False, converted=False, by_taps=False, sliced=(False,) * len(plan.sliced))
 
 
 def _slices(plan: cpu_cost.Plan, *_) -> cpu_cost.Plan:
-    return replace(plan, converted=False, by_taps=False, sliced=(True,) * len(plan.sliced))
+    return replace(plan, by_columns=False, converted=False, by_taps=False, sliced=(True,) * len(plan.sliced))
 
 
 def _converted(plan: cpu_cost.Plan, *_) -> cpu_cost.Plan:
-    return replace(plan, converted=True)
+    return replace(plan, by_columns=False, converted=True)
 
 
-FORMS = {"volume": _volume, "slices": _slices, "converted": _converted, "not exchanged": None}
+def _by_columns(plan: cpu_cost.Plan, *_) -> cpu_cost.Plan:
+    return replace(plan, by_columns=True)
+
+
+FORMS = {"volume": _volume, "slices": _slices, "columns": _by_columns, "converted": _converted, "not exchanged": None}
 """What becomes of the plan; None where only the operands' exchange is put off."""
 
 
@@ -80,8 +85,10 @@ def measure(
 
         return run
 
-    # Of channels-last memory there is nothing to convert.
-    forms = [form for form in FORMS if form != "converted" or layout == torch.contiguous_format]
+    # Of channels-last memory there is nothing to convert, and columns of many positions would fill the memory.
+    useless = {"converted"} if layout == torch.channels_last_3d else set()
+    useless |= {"columns"} if depthwise or size > 6 else set()
+    forms = [form for form in FORMS if form not in useless]
     return alternate({"chosen": step} | {form: of(form) for form in forms}, rounds)
 
 
@@ -91,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
-    sweep = [(*layer, False) for layer in (*STEMS, *STANDARD)] + [(*layer, True) for layer in DEPTHWISE]
+    sweep = [(*layer, False) for layer in (*STEMS, *STANDARD, *DEEP)] + [(*layer, True) for layer in DEPTHWISE]
     losses = []
     for (channels, kernel, stride, size, batch, depthwise), (name, layout) in product(sweep, LAYOUTS.items()):
         if batch * channels * size**3 > MOST_VOXELS:

@@ -14,7 +14,8 @@ LAYERS = {
     "strided": Layer(8, 12, stride=2, size=(5, 6, 7), batch=1),
     "groups": Layer(6, 15, groups=3, size=(5, 6, 7), batch=1),
     "depthwise": Layer(6, 6, groups=6, size=(5, 6, 7), batch=1),
-    "by taps": Layer(16, 48, size=(2, 4, 5), batch=1),
+    "by taps": Layer(128, 240, size=(2, 5, 8), batch=1),
+    "by columns, but for anomaly detection": Layer(128, 240, size=(2, 3, 4), batch=1),
 }
 
 
@@ -26,7 +27,7 @@ def test_they_reach_what_is_connected(name, format):
     x = torch.randn(1, layer.in_channels, *layer.size).contiguous(memory_format=format)
     g = torch.randn(1, layer.out_channels, *geometry.output_size).contiguous(memory_format=format)
     w = torch.randn(layer.out_channels, layer.in_channels // layer.groups, 3, 3)
-    assert cpu_cost.plan(geometry, g, x, (True, True)).by_taps == (name == "by taps")
+    assert cpu_cost.plan(geometry, g, x, (True, True)).by_taps == name.startswith("by ")
     at = 0, 1, *(n // 2 for n in layer.size)
     one = torch.zeros_like(x)
     x[at], one[at] = math.inf, 1
@@ -39,3 +40,18 @@ def test_they_reach_what_is_connected(name, format):
     g[at], one[at] = math.nan, 1
     for_input = torch_backend.gradients(g, torch.ones_like(x), w, geometry)[0]
     assert torch.equal(~for_input.isfinite(), oracle.input_grad(one, torch.ones_like(w), geometry) != 0)
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+def test_columns_are_not_for_anomaly_detection():
+    """A NaN at a corner of the output's gradient makes the weight's NaN at the taps that read there alone."""
+    layer = LAYERS["by columns, but for anomaly detection"]
+    geometry = layer.geometry
+    x, g = torch.ones(1, layer.in_channels, *layer.size), torch.ones(1, layer.out_channels, *geometry.output_size)
+    w, one = torch.ones(layer.out_channels, layer.in_channels, 3, 3), torch.zeros_like(g)
+    g[0, 1, 0, 0, 0], one[0, 1, 0, 0, 0] = math.nan, 1
+    assert cpu_cost.plan(geometry, g, x, (True, True)).by_columns
+    with torch.autograd.detect_anomaly(check_nan=False):
+        assert not cpu_cost.plan(geometry, g, x, (True, True)).by_columns
+        for_weight = torch_backend.gradients(g, x, w, geometry)[1]
+    assert torch.equal(~for_weight.isfinite(), oracle.weight_grad(one, torch.ones_like(x), geometry) != 0)

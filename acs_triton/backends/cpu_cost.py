@@ -1,4 +1,4 @@
-"""Which form of a convolution's gradients is fastest on a CPU: the estimated times, compared.
+"""Which form of a convolution and of its gradients is fastest on a CPU: the estimated times, compared.
 
 * The *mirrored* form of the input's gradient is a forward convolution, which oneDNN has fast kernels for; at a stride,
   one for each class of positions.
@@ -7,6 +7,7 @@
   which oneDNN has 2D kernels in every case; they cost a copy of what is not contiguous in memory.
 * A kernel's gradient may have its operands *exchanged*: oneDNN's vectors run along the input's channels then.
 * All of it may be *converted* to channels-last memory and back.
+* Of few positions and many channels all is a product of matrices over *columns* (:mod:`.columns`).
 
 ``python -m benchmarks.cpu_paths`` measures what following these estimates costs.
 """
@@ -37,6 +38,9 @@ _REORDER = 700  # of a kernel by oneDNN's 2D gradients
 _GATHER = 300  # of single taps of a kernel
 _LANES = 16
 _FEW_POSITIONS = 512
+_FEW_COLUMNS = 64
+_KERNEL_OF_COLUMNS, _LARGE_KERNEL = 1 << 17, 1 << 20  # elements
+_KERNEL_OF_TAPS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,12 @@ class Plan:
 
     Attributes:
         converted: all is converted to channels-last memory and back.
+        by_columns: both gradients are products of matrices over columns; nothing below counts then.
         by_taps: the weight's gradient is a product of matrices for each tap.
         mirrored, sliced: for each piece, the input's gradient is mirrored; what else is asked for is on slices.
     """
 
+    by_columns: bool
     converted: bool
     by_taps: bool
     mirrored: tuple[bool, ...]
@@ -64,15 +70,16 @@ def plan(geometry: Geometry, grad_output: Tensor, input: Tensor, wanted: tuple[b
     """
     if not onednn.usable(grad_output):
         none = (False,) * len(pieces_of(geometry, grad_output.shape[1], grad_output.device.type == "cpu"))
-        return Plan(False, False, none, none)
+        return Plan(False, False, False, none, none)
     last = tuple(memory_format(one) == torch.channels_last_3d for one in (grad_output, input))
     shape = *grad_output.shape[:2], input.shape[1]
     # PyTorch's own choices depend on the number of threads.
-    return _plan(geometry, *shape, grad_output.dtype, last, wanted, torch.get_num_threads())
+    exact = torch.is_anomaly_enabled()
+    return _plan(geometry, *shape, grad_output.dtype, last, wanted, exact, torch.get_num_threads())
 
 
 @lru_cache(maxsize=4096)
-def _plan(geometry, samples, out_channels, in_channels, dtype, last, wanted, threads) -> Plan:
+def _plan(geometry, samples, out_channels, in_channels, dtype, last, wanted, exact: bool, threads: int) -> Plan:
     positions, size = samples * prod(geometry.output_size), samples * prod(geometry.input_size)
     by_taps = wanted[1] and _by_taps(geometry, positions, out_channels, in_channels, size)
     conversions = out_channels * positions + sum(wanted) * in_channels * size
@@ -88,7 +95,24 @@ def _plan(geometry, samples, out_channels, in_channels, dtype, last, wanted, thr
         sliced.append(asked and piece.slices.count > 0 and slices < volume)
         for converted in (False, True):
             times[converted] += min(of_format[converted]) + (cost.mirrored_time(converted) if forward else 0.0)
-    return Plan(not last[0] and times[1] < times[0], by_taps, tuple(mirrored), tuple(sliced))
+    # Mirrored kernels are reordered twice; at a stride PyTorch's own convolution takes most layers of few positions.
+    kernel = out_channels * in_channels * prod(geometry.kernel_size)
+    large = kernel >= (_KERNEL_OF_COLUMNS if max(geometry.stride) == 1 else _LARGE_KERNEL)
+    # Columns have zeros where a position reads none, which a NaN of the output's gradient meets.
+    columns = large and not exact and _few_columns(geometry, samples, dtype)
+    return Plan(columns, not last[0] and times[1] < times[0], by_taps, tuple(mirrored), tuple(sliced))
+
+
+def by_columns(geometry: Geometry, input: Tensor, weight: Tensor) -> bool:
+    """Whether the convolution is a product of matrices over columns: oneDNN reorders a large kernel first."""
+    few = weight.numel() >= _LARGE_KERNEL and _few_columns(geometry, input.shape[0], input.dtype)
+    return few and memory_format(input) == torch.channels_last_3d and onednn.usable(input)
+
+
+def _few_columns(geometry: Geometry, samples: int, dtype: torch.dtype) -> bool:
+    """Of so few positions their columns are made in no time, and a product with them takes less than reorderings."""
+    few = samples * prod(geometry.output_size) <= _FEW_COLUMNS
+    return few and geometry.groups == 1 and dtype == torch.float32
 
 
 def _by_taps(geometry: Geometry, positions: int, out_channels: int, in_channels: int, size: int) -> bool:
@@ -96,8 +120,10 @@ def _by_taps(geometry: Geometry, positions: int, out_channels: int, in_channels:
 
     It also holds the kernel several times.
     """
-    few = positions <= _FEW_POSITIONS and max(geometry.stride) == geometry.groups == 1
-    return few and min(out_channels, in_channels) >= _LANES and out_channels * prod(geometry.kernel_size) > 4 * size
+    rows = out_channels * prod(geometry.kernel_size)
+    few = positions <= _FEW_POSITIONS and rows > 4 * size
+    many = rows * in_channels >= _KERNEL_OF_TAPS and min(out_channels, in_channels) >= _LANES
+    return few and many and max(geometry.stride) == geometry.groups == 1
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..activations import activate_
 from ..geometry import Geometry, reach
 from ..layout import converted, memory_format
-from . import cpu_cost, mixed, onednn, small
+from . import columns, cpu_cost, mixed, onednn, small
 from .pieces import Piece, cut, pieces_of
 
 _SMALL = 1 << 16
@@ -28,6 +28,8 @@ def conv(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry)
     plan = small.plan(geometry, input.shape, weight.shape, _on_cpu(input))
     if plan is not None and weight.is_contiguous():
         return small.conv(input, weight, bias, plan).contiguous(memory_format=format)
+    if cpu_cost.by_columns(geometry, input, weight):
+        return columns.conv(input, weight, bias, geometry)
     pieces = pieces_of(geometry, weight.shape[0], _on_cpu(input))
     biases, kernels = (None,) * len(pieces) if bias is None else cut(bias, pieces), cut(weight, pieces)
     shape = input.shape[0], weight.shape[0], *geometry.output_size
@@ -101,6 +103,9 @@ def _gradients(
     shape = grad_output.shape[1], channels // groups, *geometry.kernel_size
     kernels = weight if wanted[0] else grad_output.new_empty(shape)
     plan = cpu_cost.plan(geometry, grad_output, data, wanted)
+    if plan.by_columns:
+        for_input, for_weight = columns.gradients(grad_output, input, weight, geometry)
+        return None if for_input is None else converted(for_input, format), for_weight
     if converts and plan.converted:
         last = [None if one is None else converted(one, torch.channels_last_3d) for one in (grad_output, input)]
         for_input, for_weight = _gradients(*last, weight, geometry, converts=False)
