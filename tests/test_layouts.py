@@ -158,16 +158,20 @@ def copied(step):
 
 
 @pytest.mark.parametrize(
-    ("layout", "out_channels", "converted"),
-    [(torch.contiguous_format, 48, False), (torch.contiguous_format, 15, True), (torch.channels_last_3d, 24, False)],
+    ("layout", "size", "out_channels", "converted"),
+    [
+        (torch.contiguous_format, (2, 16, 12, 14, 13), 48, False),
+        (torch.contiguous_format, (2, 16, 20, 20, 20), 15, True),
+        (torch.channels_last_3d, (2, 16, 12, 14, 13), 24, False),
+    ],
 )
-def test_volumes_are_not_copied_by_the_torch_backend(layout, out_channels, converted):
+def test_volumes_are_not_copied_by_the_torch_backend(layout, size, out_channels, converted):
     """Forward writes the three parts into the result; backward cuts the gradient into its three parts, once.
 
     Where the parts' channels would leave half of each vector empty, backward converts each volume once.
     """
     layer = ACSConv(16, out_channels, 3, padding=1)
-    x = randn(2, 16, 12, 14, 13, dtype=torch.float32).contiguous(memory_format=layout).requires_grad_()
+    x = randn(*size, dtype=torch.float32).contiguous(memory_format=layout).requires_grad_()
     y = layer(x)
     grad, leaves = torch.randn_like(y), (x, *layer.parameters())
     weights = 8 * layer.weight.numel()  # kernels are reordered

@@ -14,8 +14,8 @@ LAYERS = {
     "strided": Layer(8, 12, stride=2, size=(5, 6, 7), batch=1),
     "groups": Layer(6, 15, groups=3, size=(5, 6, 7), batch=1),
     "depthwise": Layer(6, 6, groups=6, size=(5, 6, 7), batch=1),
-    "by taps": Layer(128, 240, size=(2, 5, 8), batch=1),
-    "by columns, but for anomaly detection": Layer(128, 240, size=(2, 3, 4), batch=1),
+    "by taps": Layer(256, 240, size=(2, 5, 8), batch=1),
+    "by columns, but for anomaly detection": Layer(256, 240, size=(2, 3, 4), batch=1),
 }
 
 

@@ -1,7 +1,7 @@
 """Which form of a convolution and of its gradients is fastest on a CPU: the estimated times, compared.
 
 * The *mirrored* form of the input's gradient is a forward convolution, which oneDNN has fast kernels for; at a stride,
-  one for each class of positions.
+  one for each class of positions, where the memory for another input beside its gradient is to be saved.
 * The others are computed on the *volume* or on its *slices*. oneDNN has no 3D kernel for the gradients of
   depthwise layers, and PyTorch gives small volumes to its own ``slow_conv3d``. Slices are a batch of images, for
   which oneDNN has 2D kernels in every case; they cost a copy of what is not contiguous in memory.
@@ -34,13 +34,15 @@ _DEPTHWISE_GRADIENT_OF_VOLUME = 3_700
 _DEPTHWISE_GRADIENT_OF_SLICES = 6_800
 _COPY = 2_500  # to another memory format
 _COPY_OF_ROWS = 5_000  # of channels that lie together, or are few
-_REORDER = 700  # of a kernel by oneDNN's 2D gradients
 _GATHER = 300  # of single taps of a kernel
+_CONVERSION = 1_800  # of all operands to channels-last memory and back
+_REORDER = 700  # of a kernel by oneDNN's 2D gradients
 _LANES = 16
+_PART, _HELD = 1 << 19, 1 << 22  # bytes
 _FEW_POSITIONS = 512
 _FEW_COLUMNS = 64
 _KERNEL_OF_COLUMNS, _LARGE_KERNEL = 1 << 17, 1 << 20  # elements
-_KERNEL_OF_TAPS = 1 << 18
+_KERNEL_OF_TAPS = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ def _plan(geometry, samples, out_channels, in_channels, dtype, last, wanted, exa
     positions, size = samples * prod(geometry.output_size), samples * prod(geometry.input_size)
     by_taps = wanted[1] and _by_taps(geometry, positions, out_channels, in_channels, size)
     conversions = out_channels * positions + sum(wanted) * in_channels * size
-    times, mirrored, sliced = [0.0, conversions * dtype.itemsize / _COPY], [], []
+    there_and_back = conversions * dtype.itemsize / _CONVERSION + (1 + sum(wanted)) * 2 * onednn.START
+    times, mirrored, sliced = [0.0, there_and_back], [], []
     for piece in pieces_of(geometry, out_channels, True):
         cost = _PieceCost(geometry, piece, samples, in_channels // geometry.groups * piece.groups, dtype)
         forward = wanted[0] and cost.mirrored(wanted[1] and not by_taps, last[1])
@@ -126,6 +129,16 @@ def _by_taps(geometry: Geometry, positions: int, out_channels: int, in_channels:
     return few and many and max(geometry.stride) == geometry.groups == 1
 
 
+def part(read: int, asked: int) -> int:
+    """Bytes of the input's planes whose gradients are computed at a time on slices, for the memory's sake.
+
+    Args:
+        read: bytes of all planes.
+        asked: the number of gradients, one or two.
+    """
+    return max(_PART, read // (6 * asked))
+
+
 @dataclass(frozen=True)
 class _PieceCost:
     """A piece's gradients, and the microseconds of their forms."""
@@ -151,6 +164,10 @@ class _PieceCost:
         """Bytes of the input."""
         return self.in_channels * self.samples * prod(self.geometry.input_size) * self.dtype.itemsize
 
+    def saves_memory(self, last: bool) -> bool:
+        """Whether the input's gradient at a stride may not be computed on the volume, which holds it twice."""
+        return last and max(self.geometry.stride) > 1 and self.read > _HELD
+
     def mirrored(self, of_kernel: bool, last: bool) -> bool:
         """Whether the input's gradient is computed as convolutions with the mirrored kernel.
 
@@ -163,8 +180,8 @@ class _PieceCost:
             return False
         if max(self.geometry.stride) == 1:
             return True
-        if self.piece.groups > 1:
-            return False  # on slices oneDNN has kernels for these
+        if self.piece.groups > 1 or not self.saves_memory(last):
+            return False  # grouped, oneDNN has kernels on slices
         kernel_only = min(self.times((False, True), last)) if of_kernel else 0.0
         return self.mirrored_time(True) + kernel_only < min(self.times((True, of_kernel), last))
 
@@ -211,7 +228,8 @@ class _PieceCost:
         fewest = work if strided or mask[0] else self.products * groups * _fewest_filled(group_in, group_out)
         # The kernel and its gradient are reordered too, which outweighs the rest where they are large.
         reorder = self.kernel * self.dtype.itemsize / _REORDER
-        slices = asked * (fewest / _ONEDNN + reorder) + copies * copy + onednn.START
+        parts = -(-self.read // part(self.read, asked)) if copies and asked else 1
+        slices = asked * (fewest / _ONEDNN + parts * reorder) + copies * copy + parts * onednn.START
         inputs = self.samples, self.in_channels, *piece.fit.size(self.geometry.input_size)
         operands = piece.fit.padding, piece.dilation, groups, self.dtype
         if not _takes_onednn(inputs, piece.channels, piece.extent, stride, *operands):
@@ -220,6 +238,7 @@ class _PieceCost:
         elif mask[0]:
             rate = _ONEDNN_STRIDED_INPUT_GRADIENT_OF_VOLUME if strided else _ONEDNN_GRADIENT_OF_VOLUME
             volume = work / rate + mask[1] * work / _ONEDNN_GRADIENT_OF_VOLUME + (0 if last else 2 * copy)
+            volume = float("inf") if self.saves_memory(last) else volume
         elif last and not strided and self._volume_exchanged():
             volume = fewest / _ONEDNN_GRADIENT_OF_VOLUME
         else:

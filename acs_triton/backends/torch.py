@@ -16,9 +16,6 @@ from .pieces import Piece, cut, pieces_of
 _SMALL = 1 << 16
 """Elements of a result whose parts may be held beside it, for one call less for each."""
 
-_PART = 1 << 19
-"""Bytes of the input's planes at least, whose gradients are computed at a time."""
-
 
 def conv(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Forward: ``(N, C, D, H, W)`` and ``(O, C/groups, ku, kv)`` to ``(N, O, *geometry.output_size)``."""
@@ -190,9 +187,9 @@ def _add_mirrored(total: Tensor | None, piece: Piece, geometry: Geometry, grad: 
 
 def _on_slices(piece: Piece, geometry: Geometry, grad: Tensor, input: Tensor, kernel: Tensor, mask, total):
     """The kernel's; the input's is added to ``total``, that of all its channels."""
-    # A part of the planes at a time, for the memory's sake; all at once where none are copied.
+    # All at once where none are copied.
     copied = mask[0] or not _is_batch(piece.slices.planes_of_input(input))
-    most = max(_PART, input.numel() * input.element_size() // (6 * sum(mask)))
+    most = cpu_cost.part(input.numel() * input.element_size(), sum(mask))
     sums = None
     for slices in piece.slices.parts(input, most) if copied else (piece.slices,):
         fit = slices.weight_fit if mask[1] else slices.fit
