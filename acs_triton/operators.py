@@ -92,6 +92,9 @@ class _ACSConvNd(nn.Module):
         self.__dict__.pop("_resolved", None)
         super().__setattr__(name, value)
 
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "_resolved"}
+
     def _params(self, weight: Tensor, split) -> ConvParams:
         # Kept until an attribute is set. Lists could be changed without that, and Dynamo follows no writes to a module.
         keeps = not torch.compiler.is_compiling()

@@ -147,3 +147,4 @@ def test_a_changed_attribute_counts_at_once():
         check()
     layer.stride[0] = 1
     check()
+    assert "_resolved" not in layer.__getstate__()

@@ -19,7 +19,7 @@ from ..geometry import Geometry, reach
 from .pieces import Piece, cut, pieces_of
 
 
-def _windows(piece: Piece, geometry: Geometry):
+def windows(piece: Piece, geometry: Geometry):
     """For each tap the output positions that read inside the input through it, and the input positions they read."""
     for tap in geometry.taps(piece.view):
         written, read = [slice(None)], [slice(None)]
@@ -37,7 +37,7 @@ def _columns(input: Tensor, piece: Piece, geometry: Geometry) -> Tensor:
     """``(N, C, D, H, W)`` to ``(N * positions, C * ku * kv)``."""
     data, taps = input.movedim(1, -1), prod(geometry.kernel_size)
     columns = input.new_zeros(data.shape[0], *geometry.output_size, data.shape[-1], taps)
-    for number, (written, read) in enumerate(_windows(piece, geometry)):
+    for number, (written, read) in enumerate(windows(piece, geometry)):
         columns[written][..., number] = data[read]
     return columns.flatten(0, 3).flatten(1)
 
@@ -74,6 +74,6 @@ def gradients(
         if weight is not None:
             columns = rows @ weight[piece.first : piece.end].flatten(1)
             columns = columns.view(-1, *geometry.output_size, weight.shape[1], prod(geometry.kernel_size))
-            for number, (written, read) in enumerate(_windows(piece, geometry)):
+            for number, (written, read) in enumerate(windows(piece, geometry)):
                 total[read] += columns[written][..., number]
     return None if total is None else total.movedim(-1, 1), for_weight

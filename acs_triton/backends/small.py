@@ -22,8 +22,8 @@ _MOST = onednn.WORTHWHILE // 8
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A piece's convolution.
+class Convolution:
+    """That of a piece.
 
     Attributes:
         size, steps, offset: its kernel ``(channels, C/groups, kd, kh, kw)`` in a contiguous weight.
@@ -46,7 +46,7 @@ class Piece:
 class Plan:
     """The pieces, and the number of output channels of each."""
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[Convolution, ...]
     channels: tuple[int, ...]
 
 
@@ -68,7 +68,7 @@ def plan(geometry: Geometry, input_shape: tuple[int, ...], weight_shape: tuple[i
         size.insert(piece.view + 2, 1)
         steps.insert(piece.view + 2, 1)
         how = geometry.stride, piece.fit.padding, piece.dilation, piece.groups
-        convolutions.append(Piece(tuple(size), tuple(steps), piece.first * rows, *how))
+        convolutions.append(Convolution(tuple(size), tuple(steps), piece.first * rows, *how))
     return Plan(tuple(convolutions), tuple(piece.channels for piece in pieces))
 
 

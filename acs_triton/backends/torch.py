@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..activations import activate_
-from ..geometry import Geometry, reach
+from ..geometry import Geometry
 from ..layout import converted, memory_format
 from . import columns, cpu_cost, mixed, onednn, small
 from .pieces import Piece, cut, pieces_of
@@ -153,16 +153,9 @@ def _by_taps(grad_output: Tensor, input: Tensor, geometry: Geometry) -> Tensor:
     grads, data = (converted(one, torch.channels_last_3d).movedim(1, -1) for one in (grad_output, input))
     for_weight = input.new_empty(grads.shape[-1], data.shape[-1], prod(geometry.kernel_size))
     for piece in pieces_of(geometry, grads.shape[-1], True):
-        for number, tap in enumerate(geometry.taps(piece.view)):
-            written, read = [slice(None)], [slice(None)]
-            axes = zip(tap, geometry.input_size, geometry.output_size, geometry.stride, strict=True)
-            for position, size, out, stride in axes:
-                first, end = reach(position, size, out, stride)
-                position += first * stride
-                written.append(slice(first, end))
-                read.append(slice(position, position + (end - first) * stride, stride))
+        for number, (written, read) in enumerate(columns.windows(piece, geometry)):
             rows = grads[(*written, slice(piece.first, piece.end))].reshape(-1, piece.channels)
-            for_weight[piece.first : piece.end, :, number] = rows.t() @ data[tuple(read)].reshape(-1, data.shape[-1])
+            for_weight[piece.first : piece.end, :, number] = rows.t() @ data[read].reshape(-1, data.shape[-1])
     return for_weight.unflatten(2, geometry.kernel_size)
 
 

@@ -86,7 +86,7 @@ def pack_kernel(
         values = values.to(p_packed.dtype.element_ty)
         if TRANSPOSED:
             values = tl.trans(values)
-        p_step = p_packed + step.to(tl.int64) * rows * BK
+        p_step = tl.multiple_of(p_packed + step.to(tl.int64) * rows * BK, 16)
         tl.store(p_step + o_packed, values, mask=m_packed & (step >= 0))
         step = next_step
         number = next_number
