@@ -51,7 +51,7 @@ WEIGHTS = 192 * 64 * 9
 
 
 def test_a_convolution():
-    (launch,) = launches(FULL, "conv")
+    _, launch = launches(FULL, "conv")
     work, tile = count(launch), launch.arguments
     assert launch.programs == POSITIONS // tile["BM"] * 192 // tile["BN"]
     assert work.matrix == FULL.multiply_adds == POSITIONS * WEIGHTS
@@ -60,9 +60,22 @@ def test_a_convolution():
     assert nearly(work.read, (POSITIONS * 64 + WEIGHTS) * HALF)
 
 
+@pytest.mark.parametrize("primitive", ["conv", "input_grad"])
+def test_packed_weights(primitive):
+    """Every weight is read and written once: all of their tiles are full."""
+    packed, *_ = launches(FULL, primitive)
+    work = count(packed)
+    tables = packed.arguments["p_numbers"].numel() * 4
+    assert packed.kernel == "pack_kernel"
+    assert work.written == work.stored == WEIGHTS * HALF
+    assert WEIGHTS * HALF < work.read <= WEIGHTS * HALF + 2 * tables
+    assert WEIGHTS * HALF <= work.loaded < 1.2 * WEIGHTS * HALF
+    assert work.matrix == 0
+
+
 def test_padded_channels():
     """24 channels are read as 32, 40 are written as a whole number of tiles."""
-    (launch,) = launches(layer(24, 40, (4, 4, 8), kernel=1), "conv")
+    _, launch = launches(layer(24, 40, (4, 4, 8), kernel=1), "conv")
     columns = -(-40 // launch.arguments["BN"]) * launch.arguments["BN"]
     assert launch.arguments["BK"] == 32
     assert count(launch).matrix == POSITIONS * columns * 32
@@ -72,7 +85,7 @@ def test_padded_channels():
 def test_an_input_gradient_at_a_stride():
     """Each of the 8 classes of positions has the taps that reach it: 27 in all."""
     one = layer(64, 192, (8, 8, 16), stride=2)
-    (launch,) = launches(one, "input_grad")
+    _, launch = launches(one, "input_grad")
     work = count(launch)
     assert work.matrix == one.multiply_adds == POSITIONS * WEIGHTS
     assert work.stored == 8 * POSITIONS * 64 * HALF
