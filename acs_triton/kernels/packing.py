@@ -11,7 +11,6 @@ tap on.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..frozen import once
-from ..geometry import Geometry
+from ..geometry import MERGED, Geometry
 from . import gather_tables
 from .partials import triton_accumulator
 
@@ -126,7 +125,7 @@ def _packing(
     geometry: Geometry, merged: bool, place_of: Sequence[int], places: int, steps, rows: int, transposed: bool, where
 ) -> Packing:
     """Of output channels at ``place_of`` among ``places``; ``steps`` has a row for each block."""
-    each = math.prod(geometry.kernel_size)
+    each = geometry.tap_count(0)
     outputs = np.zeros(places)
     outputs[np.array(place_of)] = np.arange(len(place_of))
     numbers = np.full((3 if geometry.mixed else 1, steps.shape[1], places), -1)
@@ -143,15 +142,11 @@ def _packing(
     return Packing(*tables, int(steps.max()) + 1, rows, transposed)
 
 
-def _taps(geometry: Geometry, merged: bool) -> int:
-    return len(geometry.merged.positions) if merged else math.prod(geometry.kernel_size)
-
-
 def forward(geometry, in_channels: int, out_channels: int, columns: int, tile, where: torch.device) -> Packing:
     """Of the convolution, for tiles of ``columns`` output channels; all taps of all blocks in order."""
     place_of, rows = gather_tables.packed_rows(geometry, out_channels, columns, tile.merged)
     blocks = -(-in_channels // geometry.groups // tile.bk)
-    steps = np.arange(_taps(geometry, tile.merged))[None, :] * blocks + np.arange(blocks)[:, None]
+    steps = np.arange(geometry.tap_count(MERGED if tile.merged else 0))[None, :] * blocks + np.arange(blocks)[:, None]
     return _packing(geometry, tile.merged, place_of, rows, steps, rows, False, where)
 
 
@@ -163,7 +158,7 @@ def input_grad(
     A tap may reach no position at a stride: then no step has it.
     """
     place_of, blocks = gather_tables.packed_channels(geometry, out_channels, tile.bk, vector, tile.merged)
-    steps = np.full((geometry.groups * blocks, _taps(geometry, tile.merged)), -1)
+    steps = np.full((geometry.groups * blocks, geometry.tap_count(MERGED if tile.merged else 0)), -1)
     for step, (group, tap, block) in enumerate(made):
         steps[group * blocks + block, tap] = step
     rows = -(-in_channels // geometry.groups // columns) * columns

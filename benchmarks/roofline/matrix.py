@@ -357,11 +357,11 @@ def pack(a: Arguments, programs: int) -> Work:
     length = (np.minimum(first + depth, a.channels) - first) * a.of_channel * item
     used = np.flatnonzero(numbers.max(axis=(0, 1)) >= 0)
     start = (outputs[used, None] * a.channels + first) * a.of_channel * item
-    loaded = _run_sectors(start, length + 0 * start, used[:, None] // per_place * a.tiles + np.arange(a.tiles))
+    loaded = _run_sectors(start, length, used[:, None] // per_place * a.tiles + np.arange(a.tiles))
     inside = np.minimum(of_place * per_place + per_place, a.places) - of_place * per_place
     for rows in (1, numbers.shape[0] * a.taps):  # output channels, and their taps
         begin = (np.arange(rows)[:, None] * a.places + of_place * per_place) * 4
-        loaded += _run_sectors(begin, inside * 4 + 0 * begin, np.arange(programs) + 0 * begin)
+        loaded += _run_sectors(begin, inside * 4, np.arange(programs))
     loaded += SECTOR * int(sectors_of((of_place if a.TRANSPOSED else tile) * a.taps * 4, a.taps * 4).sum())
     stored = a.size("p_packed")
     return Work(0, 0, loaded, stored, a.size("p_w", "p_outputs", "p_numbers", "p_steps"), stored)
@@ -369,10 +369,10 @@ def pack(a: Arguments, programs: int) -> Work:
 
 def _run_sectors(start: np.ndarray, length: np.ndarray, program: np.ndarray) -> int:
     """Bytes of the distinct sectors that each program touches by runs of bytes."""
-    longest = int(length.max(initial=0))
-    at = np.minimum(np.arange(0, longest + SECTOR - 1, SECTOR), np.maximum(length, 1)[..., None] - 1)
-    keep = np.broadcast_to((length > 0)[..., None], at.shape)
-    return by_block((start[..., None] + at)[keep], np.broadcast_to(program[..., None], at.shape)[keep])
+    start, length, program = (one.ravel() for one in np.broadcast_arrays(start, length, program))
+    start, length, program = (one[length > 0, None] for one in (start, length, program))
+    at = np.minimum(np.arange(0, int(length.max(initial=0)) + SECTOR - 1, SECTOR), length - 1)
+    return by_block(start + at, program + 0 * at)
 
 
 def add_splits(a: Arguments, programs: int) -> Work:
