@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import torch
 
+_CHANNELS = 8  # written at a time, fewer than a cache has ways
+_MANY_POSITIONS = 4096
+_MATRIX = 64  # rows and columns that PyTorch copies by blocks
+
 
 def memory_format(tensor: torch.Tensor) -> torch.memory_format:
     """``channels_last_3d`` if a 5-D tensor's strides are in that order, else contiguous.
@@ -37,18 +41,33 @@ def channels_last(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def converted(tensor: torch.Tensor, format: torch.memory_format) -> torch.Tensor:
-    """``tensor.contiguous(memory_format=format)`` of ``(N, C, D, H, W)``, several times faster on CPUs.
-
-    Between the two formats lies the transposition of a matrix for each sample, which PyTorch copies by
-    blocks; what it is given as five axes, it copies by single values.
-    """
+    """``tensor.contiguous(memory_format=format)`` of ``(N, C, D, H, W)``, up to four times faster on CPUs."""
     last = format == torch.channels_last_3d
     other = torch.contiguous_format if last else torch.channels_last_3d
-    if tensor.is_contiguous(memory_format=format) or not tensor.is_contiguous(memory_format=other):
+    known = tensor.is_contiguous(memory_format=other) and not tensor.is_contiguous(memory_format=format)
+    if not known or tensor.device.type != "cpu":
         return tensor.contiguous(memory_format=format)
     result = torch.empty_like(tensor, memory_format=format)
-    for target, source in zip(result, tensor, strict=True):
-        rows, planes = (target, source) if last else (source, target)
-        rows, planes = rows.permute(1, 2, 3, 0).flatten(0, 2), planes.flatten(1)
-        (rows if last else planes).copy_((planes if last else rows).t())
+    channels, positions = tensor.shape[1], tensor.stride(1) if last else 0
+    if positions < _MANY_POSITIONS and channels >= (_MATRIX if last else 4 * _MATRIX):
+        # The transposition of a matrix, which PyTorch copies by blocks.
+        for target, source in zip(result, tensor, strict=True):
+            rows, planes = (target, source) if last else (source, target)
+            rows, planes = rows.movedim(0, -1).flatten(0, 2), planes.flatten(1)
+            (rows if last else planes).copy_((planes if last else rows).t())
+    else:
+        write(result, tensor)
     return result
+
+
+def write(target: torch.Tensor, source: torch.Tensor) -> None:
+    """``target.copy_(source)`` of ``(N, C, ...)``, faster where a CPU writes channels-last what is not.
+
+    PyTorch reads all channels of a position before the next one's, whose memory may lie a power of two apart:
+    more of them than a cache has ways push each other out.
+    """
+    if target.stride(1) != 1 or source.stride(1) < _MANY_POSITIONS or target.device.type != "cpu":
+        target.copy_(source)
+        return
+    for some, of in zip(target.split(_CHANNELS, 1), source.split(_CHANNELS, 1), strict=True):
+        some.copy_(of)

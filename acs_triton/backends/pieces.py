@@ -22,8 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..geometry import PLANE_AXES, Geometry, Triple, conv_size, reach
+from ..layout import write
 
 _CUT_CHANNELS, _CUT_POSITIONS = 16, 2**13
+_STRIP = 3
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ def _pads(low, high) -> list[int]:
     return [pad for pair in zip(reversed(low), reversed(high), strict=True) for pad in pair]
 
 
-def _fit(start, size, out, stride, extent, dilation, pads_small_inputs: bool = True) -> Fit:
-    """``pads_small_inputs``: whether the convolution may itself pad an axis that the kernel spans."""
+def _fit(start, size, out, stride, extent, dilation, pads_small_inputs: bool = True, pads: bool = True) -> Fit:
+    """``pads``: whether the convolution may itself pad; ``pads_small_inputs``: an axis that the kernel spans, too."""
     axes = range(len(start))
     padding, low, high, outside = [0 for _ in axes], [0 for _ in axes], [0 for _ in axes], False
     for a in axes:
@@ -81,7 +83,7 @@ def _fit(start, size, out, stride, extent, dilation, pads_small_inputs: bool = T
         last = start[a] + (out[a] - 1) * stride[a] + reach - 1
         outside |= start[a] >= size[a] or last < 0
         own = start[a] <= 0 and conv_size(size[a], extent[a], stride[a], -start[a], -start[a], dilation[a]) == out[a]
-        if own and (pads_small_inputs or reach < size[a]):
+        if own and pads and (pads_small_inputs or reach < size[a]):
             padding[a] = -start[a]
         else:
             low[a], high[a] = -start[a], last + 1 - size[a]
@@ -93,6 +95,11 @@ class Slices:
     """A piece on slices: the ``count`` output planes from ``first`` on whose samples lie inside the input.
 
     Output plane ``first + i`` reads input plane ``position + i * step``.
+
+    Attributes:
+        fit, weight_fit: of images read, for the convolution and for the gradient of its kernel.
+        mirrored: of images computed, for the convolution with the mirrored kernel at stride 1.
+        strips: parts of the kernel, no wider than three, and images read fitted to the gradient of each.
     """
 
     axis: int
@@ -104,6 +111,8 @@ class Slices:
     dilation: tuple[int, int]
     fit: Fit
     weight_fit: Fit
+    mirrored: Fit
+    strips: tuple[tuple[slice, Fit], ...]
 
     def parts(self, tensor: Tensor, most: int) -> list[Slices]:
         """The same slices in runs that read at most ``most`` bytes of ``tensor`` each, or one plane a sample."""
@@ -134,8 +143,20 @@ class Slices:
         return _batch(tensor.narrow(self.axis + 2, self.first, self.count).movedim(self.axis + 2, 1))
 
 
+def is_batch(planes: Tensor) -> bool:
+    """Whether planes ``(N, count, C, U, V)`` are a batch of images in channels-last memory as they lie."""
+    return planes.movedim(2, -1).is_contiguous()
+
+
 def _batch(planes: Tensor) -> Tensor:
-    return planes.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    if is_batch(planes):
+        return planes.flatten(0, 1)
+    samples, count, *image = planes.shape
+    batch = torch.empty(
+        (samples * count, *image), dtype=planes.dtype, device=planes.device, memory_format=torch.channels_last
+    )
+    write(batch.unflatten(0, (samples, count)).transpose(1, 2), planes.transpose(1, 2))
+    return batch
 
 
 @dataclass(frozen=True)
@@ -262,4 +283,29 @@ def _slices(axis: int, where) -> Slices:
         dilation=plane[5],
         fit=_fit(*plane),
         weight_fit=_fit(*plane, pads_small_inputs=False),
+        mirrored=_mirrored_fit(*plane),
+        strips=tuple(_strips(*plane)),
     )
+
+
+def _mirrored_fit(start, size, out, stride, extent, dilation) -> Fit:
+    before = tuple(-s - (k - 1) * d for s, k, d in zip(start, extent, dilation, strict=True))
+    return _fit(before, out, size, (1, 1), extent, dilation)
+
+
+def _strips(start, size, out, stride, extent, dilation):
+    """At stride 1 one strip lies in the middle, where a convolution's own symmetric padding reads the right positions.
+
+    oneDNN's fast kernels are for strips at least as wide as the stride, and not for every padding at a stride.
+    """
+    width, apart = extent[1], max(stride) > 1
+    if dilation != (1, 1) or max(stride) > 2 or width <= _STRIP:
+        ends = {width}
+    elif apart:
+        count = -(-width // _STRIP)
+        ends = {width * n // count for n in range(1, count + 1)}
+    else:
+        ends = {*range((width // 2 - _STRIP // 2) % _STRIP, width, _STRIP), width}
+    for begin, end in itertools.pairwise(sorted({0} | ends)):
+        of = (start[0], start[1] + begin), size, out, stride, (extent[0], end - begin), dilation
+        yield slice(begin, end), _fit(*of, pads_small_inputs=False, pads=not apart or len(ends) == 1)

@@ -10,8 +10,8 @@ from torch import Tensor
 from ..activations import activate_
 from ..geometry import Geometry
 from ..layout import converted, memory_format
-from . import columns, cpu_cost, mixed, onednn, small
-from .pieces import Piece, cut, pieces_of
+from . import columns, cpu_cost, depthwise, mixed, onednn, small
+from .pieces import Piece, cut, is_batch, pieces_of
 
 _SMALL = 1 << 16
 """Elements of a result whose parts may be held beside it, for one call less for each."""
@@ -91,6 +91,8 @@ def _gradients(
         if few is not None:
             for_input, for_weight = small.gradients(grad_output, input, weight, few)
             return for_input.contiguous(memory_format=format), for_weight
+    if depthwise.suits(grad_output, channels := (geometry.groups if input is None else input.shape[1]), geometry):
+        return depthwise.gradients(grad_output, input, weight, geometry, format)
     pieces = pieces_of(geometry, grad_output.shape[1], _on_cpu(grad_output))
     wanted = weight is not None, input is not None
     channels = weight.shape[1] * groups if wanted[0] else input.shape[1]
@@ -181,7 +183,7 @@ def _add_mirrored(total: Tensor | None, piece: Piece, geometry: Geometry, grad: 
 def _on_slices(piece: Piece, geometry: Geometry, grad: Tensor, input: Tensor, kernel: Tensor, mask, total):
     """The kernel's; the input's is added to ``total``, that of all its channels."""
     # All at once where none are copied.
-    copied = mask[0] or not _is_batch(piece.slices.planes_of_input(input))
+    copied = mask[0] or not is_batch(piece.slices.planes_of_input(input))
     most = cpu_cost.part(input.numel() * input.element_size(), sum(mask))
     sums = None
     for slices in piece.slices.parts(input, most) if copied else (piece.slices,):
@@ -200,11 +202,6 @@ def _on_slices(piece: Piece, geometry: Geometry, grad: Tensor, input: Tensor, ke
             del wide
         del for_planes, for_kernel  # before the next part's are made
     return None if sums is None else sums.to(input.dtype)
-
-
-def _is_batch(planes: Tensor) -> bool:
-    """Whether planes ``(N, count, C, U, V)`` are a batch of images in channels-last memory as they lie."""
-    return planes.movedim(2, -1).is_contiguous()
 
 
 def _on_volume(piece: Piece, geometry: Geometry, grad: Tensor, input: Tensor, kernel: Tensor, mask):
