@@ -15,17 +15,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import _C, Tensor
 from torch._C import _functorch as functorch
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
+from torch.compiler import is_compiling
 
-from . import ops
+from . import backends, ops
 from .activations import activate
 from .frozen import FrozenParameter
 from .geometry import ConvParams
 from .layout import channels_last, memory_format
+
+_PLAIN = (Tensor, torch.nn.Parameter, FrozenParameter)
 
 
 class _Primitive(_SingleLevelFunction):
@@ -54,8 +57,8 @@ class _Primitive(_SingleLevelFunction):
         if keyset is None:
             return cls.run(first, second, *rest, params)
         # A Function's forward runs with gradients off; the next level of torch.func decides for itself.
-        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), torch._C._AutoDispatchBelowAutograd():
-            return cls.op.redispatch(keyset & torch._C._after_autograd_keyset, first, second, *rest, *params.args())
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), _C._AutoDispatchBelowAutograd():
+            return cls.op.redispatch(keyset & _C._after_autograd_keyset, first, second, *rest, *params.args())
 
 
 class ACSConvFunction(_Primitive):
@@ -174,9 +177,9 @@ def _conv_act_kernel(keyset, input, weight, bias, activation: str, *params) -> T
     """``conv_act`` for the dispatcher's key ``Autograd``: the derivative needs what the activation was given."""
     if _differentiable(input, weight, bias):
         return activate(ops.conv(input, weight, bias, *params), activation)
-    with torch._C._AutoDispatchBelowAutograd():
+    with _C._AutoDispatchBelowAutograd():
         return ops.conv_act.redispatch(
-            keyset & torch._C._after_autograd_keyset, input, weight, bias, activation, *params
+            keyset & _C._after_autograd_keyset, input, weight, bias, activation, *params
         )
 
 
@@ -198,6 +201,8 @@ def conv(
         return _conv_act(input, weight, bias, activation, params)
     if not _unwatched(input, weight, bias):
         return ops.conv(input, weight, bias, *params.args())
+    if (plan := backends.small_plan(input, weight, params)) is not None:
+        return backends.small.conv(input, weight, bias, plan)
     if _differentiable(input, weight, bias):
         return ACSConvFunction.apply(None, input, weight, bias, params)
     return ops.run_conv(input, weight, bias, params)
@@ -216,23 +221,23 @@ def _unwatched(*tensors: Tensor | None) -> bool:
 
     Then the dispatcher is left out, which takes longer than a small layer.
     """
-    return (
-        not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == torch._C._len_torch_function_stack() == 0
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._get_tracing_state() is None
-        and forward_ad._current_level < 0
-        and all(map(_is_plain, tensors))
-    )
+    if (
+        is_compiling()
+        or _C._len_torch_dispatch_stack()
+        or _C._len_torch_function_stack()
+        or _C._are_functorch_transforms_active()
+        or _C._get_tracing_state() is not None
+        or forward_ad._current_level >= 0
+    ):
+        return False
+    for one in tensors:
+        if one is not None and (type(one) not in _PLAIN or one.is_meta or _is_wrapped(one)):
+            return False
+    return True
 
 
-def _is_plain(tensor: Tensor | None) -> bool:
-    if tensor is None:
-        return True
-    if type(tensor) is Tensor:
-        wrapped = functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
-        return not wrapped and not tensor.is_meta
-    return type(tensor) in (torch.nn.Parameter, FrozenParameter) and not tensor.is_meta
+def _is_wrapped(tensor: Tensor) -> bool:
+    return functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
 
 
 def _differentiated() -> bool:

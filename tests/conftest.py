@@ -4,6 +4,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from acs_triton import backends
+
 settings.register_profile("default", max_examples=200, deadline=None, derandomize=True, print_blob=True)
 settings.register_profile(
     "fuzz", max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
@@ -24,3 +26,9 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def primitives(monkeypatch):
+    """Small layers are computed as all others are."""
+    monkeypatch.setattr(backends, "small_plan", lambda *args: None)

@@ -36,11 +36,10 @@ def counted(call):
         seen.update(counts.names)
         return result
 
-    backends.torch_backend.conv = conv
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backends.torch_backend, "conv", conv)
+        patch.setattr(backends, "small_plan", lambda *args: None)
         call()
-    finally:
-        backends.torch_backend.conv = original
     return seen
 
 
@@ -57,7 +56,6 @@ def tensors(channels=4, out=6, k=3, groups=1):
 def test_no_pads_or_crops_are_copied(monkeypatch, options, large):
     if large:
         monkeypatch.setattr(backends.torch_backend, "_SMALL", 0)
-        monkeypatch.setattr(backends.torch_backend.small, "plan", lambda *shapes: None)
     x, weight, bias = tensors()
     seen = counted(lambda: acs_conv3d(x, weight, bias, **options))
     assert convolutions(seen) == 3

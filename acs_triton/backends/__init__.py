@@ -13,7 +13,8 @@ from types import ModuleType
 
 from torch import Tensor
 
-from ..geometry import Geometry
+from ..geometry import ConvParams, Geometry
+from . import small
 from . import torch as torch_backend
 
 BACKENDS = ("auto", "torch", "triton")
@@ -83,6 +84,13 @@ def choose(primitive: str, data: Tensor, other: Tensor, geometry: Geometry) -> M
 def _takes_torch_at_once(data: Tensor) -> bool:
     # Triton is imported only where it may be used: that costs more than the rest of the library.
     return _current == "torch" or (_current == "auto" and data.device.type == "cpu")
+
+
+def small_plan(input: Tensor, weight: Tensor, params: ConvParams) -> small.Plan | None:
+    """The plain convolutions that compute a small layer and its derivatives; None where a primitive does."""
+    if _current == "triton" or input.device.type != "cpu":
+        return None
+    return small.plan(input, weight, params)
 
 
 def describe(primitive: str, data: Tensor, other: Tensor, geometry: Geometry) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..activations import activate_
 from ..geometry import Geometry
 from ..layout import converted, memory_format
-from . import columns, cpu_cost, depthwise, mixed, onednn, small
+from . import columns, cpu_cost, depthwise, mixed, onednn
 from .pieces import Piece, cut, is_batch, pieces_of
 
 _SMALL = 1 << 16
@@ -22,9 +22,6 @@ def conv(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry)
     if geometry.mixed:
         return mixed.conv(conv, mixed.fewest_taps(geometry, weight.shape[0]), input, weight, bias, geometry)
     format = memory_format(input)
-    plan = small.plan(geometry, input.shape, weight.shape, _on_cpu(input))
-    if plan is not None and weight.is_contiguous():
-        return small.conv(input, weight, bias, plan).contiguous(memory_format=format)
     if cpu_cost.by_columns(geometry, input, weight):
         return columns.conv(input, weight, bias, geometry)
     pieces = pieces_of(geometry, weight.shape[0], _on_cpu(input))
@@ -86,11 +83,6 @@ def _gradients(
 ):
     """:func:`gradients` of views that are not mixed; ``converts``: as channels-last, if that is faster."""
     format, groups = memory_format(grad_output), geometry.groups
-    if weight is not None and input is not None and weight.is_contiguous():
-        few = small.plan(geometry, input.shape, weight.shape, _on_cpu(input))
-        if few is not None:
-            for_input, for_weight = small.gradients(grad_output, input, weight, few)
-            return for_input.contiguous(memory_format=format), for_weight
     if depthwise.suits(grad_output, channels := (geometry.groups if input is None else input.shape[1]), geometry):
         return depthwise.gradients(grad_output, input, weight, geometry, format)
     pieces = pieces_of(geometry, grad_output.shape[1], _on_cpu(grad_output))
