@@ -129,14 +129,16 @@ def _by_taps(geometry: Geometry, positions: int, out_channels: int, in_channels:
     return few and many and max(geometry.stride) == geometry.groups == 1
 
 
-def part(read: int, asked: int) -> int:
-    """Bytes of the input's planes whose gradients are computed at a time on slices, for the memory's sake.
+def part(read: int, mask: tuple[bool, bool]) -> int:
+    """Bytes of the input's planes whose gradients are computed at a time on slices.
+
+    Beside the input's gradient little is to be held; the kernel's alone may hold as much as the input's will take.
 
     Args:
         read: bytes of all planes.
-        asked: the number of gradients, one or two.
+        mask: whether the gradients of input and kernel are asked for.
     """
-    return max(_PART, read // (6 * asked))
+    return max(_PART, read // (6 * sum(mask))) if mask[0] else max(read, 1)
 
 
 @dataclass(frozen=True)
@@ -228,7 +230,7 @@ class _PieceCost:
         fewest = work if strided or mask[0] else self.products * groups * _fewest_filled(group_in, group_out)
         # The kernel and its gradient are reordered too, which outweighs the rest where they are large.
         reorder = self.kernel * self.dtype.itemsize / _REORDER
-        parts = -(-self.read // part(self.read, asked)) if copies and asked else 1
+        parts = -(-self.read // part(self.read, mask)) if copies and asked else 1
         slices = asked * (fewest / _ONEDNN + parts * reorder) + copies * copy + parts * onednn.START
         inputs = self.samples, self.in_channels, *piece.fit.size(self.geometry.input_size)
         operands = piece.fit.padding, piece.dilation, groups, self.dtype

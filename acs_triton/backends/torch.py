@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -103,43 +104,67 @@ def _gradients(
         del last  # before the conversion back
         return None if for_input is None else converted(for_input, format), for_weight
     by_pieces = wanted[1] and not plan.by_taps
-    strided = max(geometry.stride) > 1
-    # Positions that are apart are added at the memory's speed where their channels lie together.
-    sum_format = torch.channels_last_3d if strided and all(plan.mirrored) else format
-    # Pieces that reach all channels are added up as they come; others are added to a part of the sum.
-    whole = all(piece.groups == groups and not piece.fit.outside for piece in pieces)
-    total = None if whole or not wanted[0] else _empty(grad_output, size, sum_format).zero_()
     for_weight = None if not by_pieces else torch.empty_like(kernels) if wanted[0] else kernels
-    for piece, kernel, mirrored, sliced in zip(pieces, cut(kernels, pieces), plan.mirrored, plan.sliced, strict=True):
-        if piece.fit.outside:
-            if by_pieces:
-                piece.of_output(for_weight, 0).zero_()
-            continue
-        grad, part = piece.of_output(grad_output, 1), piece.of_input(data, groups)
-        mask = wanted[0] and not mirrored, by_pieces, False
-        for_kernel = None
-        if total is None and ((sliced and mask[0]) or (mirrored and strided)):
-            total = _empty(grad, size, sum_format).zero_()
-        if mirrored and strided:
-            total = _add_mirrored(total, piece, geometry, grad, kernel)
-        if sliced:
-            for_kernel = _on_slices(piece, geometry, grad, part, kernel, mask, total)
-        elif any(mask):
-            grad = grad.contiguous(memory_format=format)  # once for both derivatives
-            for_part, for_kernel = _on_volume(piece, geometry, grad, part, kernel, mask)
-            if total is None:
-                total = for_part
-            elif for_part is not None:
-                piece.of_input(total, groups).add_(for_part)
-            del for_part
-        if mirrored and not strided:
-            total = _add_mirrored(total, piece, geometry, grad.contiguous(memory_format=format), kernel)
-        if for_kernel is not None:
-            piece.of_output(for_weight, 0).copy_(for_kernel)
-        del grad, part, for_kernel  # before the next piece's are made
+    forms = [_Form(*form) for form in zip(pieces, cut(kernels, pieces), plan.mirrored, plan.sliced, strict=True)]
+    if by_pieces:
+        _weight_grads(for_weight, forms, geometry, grad_output, data, alone=not wanted[0])
+    for_input = None
+    if wanted[0]:
+        for_input = _input_grads(for_weight, forms, geometry, grad_output, data)
     if plan.by_taps:
         for_weight = _by_taps(grad_output, input, geometry)
-    return converted(total, format) if wanted[0] else None, for_weight
+    return for_input, for_weight
+
+
+class _Form(NamedTuple):
+    """A piece and its kernel, and how the gradients are computed (see :class:`.cpu_cost.Plan`)."""
+
+    piece: Piece
+    kernel: Tensor
+    mirrored: bool
+    sliced: bool
+
+
+def _weight_grads(result: Tensor, forms: list[_Form], geometry: Geometry, grad_output, input, alone: bool) -> None:
+    """Written to ``result`` where they do not come together with the input's, as none does that is asked for alone.
+
+    What they hold is given back before the input's gradient is made.
+    """
+    for piece, kernel, mirrored, sliced in forms:
+        if piece.fit.outside:
+            piece.of_output(result, 0).zero_()
+        elif mirrored or alone:
+            operands = piece.of_output(grad_output, 1), piece.of_input(input, geometry.groups), kernel
+            compute = _on_slices if sliced else _on_volume
+            piece.of_output(result, 0).copy_(compute(piece, geometry, *operands, (False, True, False), None)[1])
+
+
+def _input_grads(for_weight: Tensor | None, forms: list[_Form], geometry: Geometry, grad_output, input) -> Tensor:
+    """That of the input; those of kernels that come together with it are written to ``for_weight``, if there is one."""
+    format, groups, strided = memory_format(grad_output), geometry.groups, max(geometry.stride) > 1
+    # Positions that are apart are added at the memory's speed where their channels lie together.
+    sum_format = torch.channels_last_3d if strided and all(form.mirrored for form in forms) else format
+    # Pieces that reach all channels are added up as they come; others are added to a part of the sum.
+    whole = all(form.piece.groups == groups and not form.piece.fit.outside for form in forms)
+    total = None if whole else _empty(grad_output, input.shape, sum_format).zero_()
+    for piece, kernel, mirrored, sliced in forms:
+        if piece.fit.outside:
+            continue
+        if total is None and (strided if mirrored else sliced):
+            total = _empty(grad_output, input.shape, sum_format).zero_()
+        grad = piece.of_output(grad_output, 1)
+        if mirrored:
+            grad = grad if strided else grad.contiguous(memory_format=format)
+            total = _add_mirrored(total, piece, geometry, grad, kernel)
+            continue
+        compute, mask = _on_slices if sliced else _on_volume, (True, for_weight is not None, False)
+        of_total = None if total is None else piece.of_input(total, groups)
+        of_input, for_kernel = compute(piece, geometry, grad, piece.of_input(input, groups), kernel, mask, of_total)
+        total = of_input if total is None else total
+        if for_kernel is not None:
+            piece.of_output(for_weight, 0).copy_(for_kernel)
+        del grad, of_input, for_kernel  # before the next piece's are made
+    return converted(total, format)
 
 
 def _by_taps(grad_output: Tensor, input: Tensor, geometry: Geometry) -> Tensor:
@@ -169,14 +194,14 @@ def _add_mirrored(total: Tensor | None, piece: Piece, geometry: Geometry, grad: 
     return total
 
 
-# The gradients that ``mask`` asks for, of a piece's input channels and of its kernel, by PyTorch's own backward.
+# The gradients that ``mask`` asks for, of a piece's input channels and of its kernel, by PyTorch's own backward. The
+# input's is added to ``total`` and returned; on slices there is a total.
 
 
-def _on_slices(piece: Piece, geometry: Geometry, grad: Tensor, input: Tensor, kernel: Tensor, mask, total):
-    """The kernel's; the input's is added to ``total``, that of all its channels."""
+def _on_slices(piece: Piece, geometry: Geometry, grad, input, kernel, mask, total: Tensor | None):
     # All at once where none are copied.
     copied = mask[0] or not is_batch(piece.slices.planes_of_input(input))
-    most = cpu_cost.part(input.numel() * input.element_size(), sum(mask))
+    most = cpu_cost.part(input.numel() * input.element_size(), mask[:2])
     sums = None
     for slices in piece.slices.parts(input, most) if copied else (piece.slices,):
         fit = slices.weight_fit if mask[1] else slices.fit
@@ -186,27 +211,26 @@ def _on_slices(piece: Piece, geometry: Geometry, grad: Tensor, input: Tensor, ke
         )
         del planes
         if for_planes is not None:
-            planes = slices.planes_of_input(piece.of_input(total, geometry.groups))
+            planes = slices.planes_of_input(total)
             planes.add_(fit.undo(for_planes).unflatten(0, planes.shape[:2]))
         if for_kernel is not None:
             wide = for_kernel.to(torch.promote_types(for_kernel.dtype, torch.float32))
             sums = wide if sums is None else sums.add_(wide)
             del wide
         del for_planes, for_kernel  # before the next part's are made
-    return None if sums is None else sums.to(input.dtype)
+    return total, None if sums is None else sums.to(input.dtype)
 
 
-def _on_volume(piece: Piece, geometry: Geometry, grad: Tensor, input: Tensor, kernel: Tensor, mask):
-    """The input's and the kernel's."""
+def _on_volume(piece: Piece, geometry: Geometry, grad, input, kernel, mask, total: Tensor | None):
     fit, axis = piece.weight_fit if mask[1] else piece.fit, piece.view + 2
-    kernel = kernel.unsqueeze(axis)
+    grad, kernel = grad.contiguous(memory_format=memory_format(grad)), kernel.unsqueeze(axis)
     for_input, for_kernel, _ = _backward(
         grad, fit.apply(input), kernel, geometry.stride, fit.padding, piece.dilation, piece.groups, mask
     )
-    return (
-        None if for_input is None else fit.undo(for_input),
-        None if for_kernel is None else for_kernel.squeeze(axis),
-    )
+    if for_input is not None:
+        for_input = fit.undo(for_input)
+        total = for_input if total is None else total.add_(for_input)
+    return total, None if for_kernel is None else for_kernel.squeeze(axis)
 
 
 def _transposed(kernel: Tensor, groups: int) -> Tensor:
