@@ -1,7 +1,7 @@
 """``python -m benchmarks.cpu_paths``: what it costs to follow the cost model of the CPU's convolutions.
 
 For every layer of a sweep both gradients are timed in each form, and as ``acs_triton.backends.cpu_cost`` chooses,
-piece by piece. Printed are the choice's time and its time over that of the best form.
+piece by piece (of depthwise layers as ``acs_triton.backends.depthwise`` computes them). Printed are the choice's time and its time over that of the best form.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from statistics import geometric_mean
 import torch
 
 from acs_triton.arguments import conv_params
-from acs_triton.backends import cpu_cost
+from acs_triton.backends import cpu_cost, depthwise
 from acs_triton.backends import torch as torch_backend
 
 from .layers import LAYOUTS
@@ -52,7 +52,8 @@ FORMS = {"volume": _volume, "slices": _slices, "columns": _by_columns, "converte
 @contextmanager
 def forced(form: str):
     """Gradients in this block take one form wherever it is possible."""
-    changed, plan, exchanged = FORMS[form], cpu_cost.plan, cpu_cost.exchanged
+    changed, plan, exchanged, suits = FORMS[form], cpu_cost.plan, cpu_cost.exchanged, depthwise.suits
+    depthwise.suits = lambda *_: False
     if changed is None:
         cpu_cost.exchanged = lambda *_: False
     else:
@@ -60,14 +61,14 @@ def forced(form: str):
     try:
         yield
     finally:
-        cpu_cost.plan, cpu_cost.exchanged = plan, exchanged
+        cpu_cost.plan, cpu_cost.exchanged, depthwise.suits = plan, exchanged, suits
 
 
 def measure(
-    channels: int, kernel: int, stride: int, size: int, batch: int, depthwise: bool, layout, rounds: int
+    channels: int, kernel: int, stride: int, size: int, batch: int, grouped: bool, layout, rounds: int
 ) -> dict:
     """Median seconds of both gradients by each form."""
-    out, groups = (channels, channels) if depthwise else (max(channels, 32), 1)
+    out, groups = (channels, channels) if grouped else (max(channels, 32), 1)
     params = conv_params((kernel, kernel), out, stride, kernel // 2, 1, groups, None)
     geometry = params.geometry((size,) * 3)
     x = torch.randn(batch, channels, size, size, size).contiguous(memory_format=layout)
@@ -87,7 +88,7 @@ def measure(
 
     # Of channels-last memory there is nothing to convert, and columns of many positions would fill the memory.
     useless = {"converted"} if layout == torch.channels_last_3d else set()
-    useless |= {"columns"} if depthwise or size > 6 else set()
+    useless |= {"columns"} if grouped or size > 6 else set()
     forms = [form for form in FORMS if form not in useless]
     return alternate({"chosen": step} | {form: of(form) for form in forms}, rounds)
 
@@ -100,13 +101,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     sweep = [(*layer, False) for layer in (*STEMS, *STANDARD, *DEEP)] + [(*layer, True) for layer in DEPTHWISE]
     losses = []
-    for (channels, kernel, stride, size, batch, depthwise), (name, layout) in product(sweep, LAYOUTS.items()):
+    for (channels, kernel, stride, size, batch, grouped), (name, layout) in product(sweep, LAYOUTS.items()):
         if batch * channels * size**3 > MOST_VOXELS:
             continue
-        times = measure(channels, kernel, stride, size, batch, depthwise, layout, options.rounds)
+        times = measure(channels, kernel, stride, size, batch, grouped, layout, options.rounds)
         losses.append(times["chosen"] / min(times.values()))
         text = ", ".join(f"{form} {seconds * 1e3:.2f} ms" for form, seconds in times.items())
-        kind = "depthwise" if depthwise else "standard"
+        kind = "depthwise" if grouped else "standard"
         print(f"{channels} {kind} k{kernel} s{stride} {size}^3 b{batch} {name}: {text}, chosen/best {losses[-1]:.2f}")
     within = sum(loss <= 1.1 for loss in losses)
     print(f"geometric mean of chosen/best {geometric_mean(losses):.3f}; within 10 %: {within} of {len(losses)}")

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import acs_triton.functional as ours
 import reference
-from acs_triton.layout import memory_format
+from acs_triton.layout import converted, memory_format, write
 from acs_triton.operators import ACSConv
 
 COPIES = ("clone", "copy_", "_to_copy", "contiguous", "constant_pad_nd", "resize_")
@@ -179,3 +179,30 @@ def test_volumes_are_not_copied_by_the_torch_backend(layout, size, out_channels,
     conversions = grad.numel() + 2 * x.numel() if converted else 0
     found = copied(lambda: torch.autograd.grad(y, leaves, grad))
     assert conversions <= found <= conversions + 2 * grad.numel() + weights
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    "shape", [(1, 3, 4, 5, 6), (2, 19, 16, 16, 17), (1, 96, 16, 16, 16), (2, 300, 5, 5, 4), (1, 1, 20, 20, 20), (0, 9, 4, 4, 4)]
+)
+def test_converted(shape, dtype):
+    plain = torch.randn(shape, dtype=dtype)
+    last = plain.contiguous(memory_format=torch.channels_last_3d)
+    for tensor in (plain, last, plain.transpose(3, 4), plain[:, : shape[1] // 2], last[:, : shape[1] // 2]):
+        for format in (torch.contiguous_format, torch.channels_last_3d):
+            found = converted(tensor, format)
+            assert torch.equal(found, tensor)
+            assert found.is_contiguous(memory_format=format)
+    assert converted(plain, torch.contiguous_format) is plain
+
+
+def test_written_channels_last():
+    """Few channels at a time, to a part of a tensor and from planes that lie apart."""
+    source = torch.randn(2, 21, 18, 17, 16)
+    target = torch.full((2, 18, 17, 16, 30), float("nan")).movedim(-1, 1)
+    write(target[:, 4:25], source)
+    assert torch.equal(target[:, 4:25], source)
+    assert target[:, :4].isnan().all() and target[:, 25:].isnan().all()
+    images = torch.empty(2, 17, 18, 16, 21).permute(0, 4, 2, 1, 3)
+    write(images, source)
+    assert torch.equal(images, source)

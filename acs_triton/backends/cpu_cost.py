@@ -37,7 +37,6 @@ _COPY_OF_ROWS = 5_000  # of channels that lie together, or are few
 _GATHER = 300  # of single taps of a kernel
 _CONVERSION = 5_000  # of all operands to channels-last memory and back
 _REORDER = 700  # of a kernel by oneDNN's 2D gradients
-_LANES = 16
 _PART, _HELD = 1 << 19, 1 << 22  # bytes
 _FEW_POSITIONS = 512
 _FEW_COLUMNS = 64
@@ -125,7 +124,7 @@ def _by_taps(geometry: Geometry, positions: int, out_channels: int, in_channels:
     """
     rows = out_channels * prod(geometry.kernel_size)
     few = positions <= _FEW_POSITIONS and rows > 4 * size
-    many = rows * in_channels >= _KERNEL_OF_TAPS and min(out_channels, in_channels) >= _LANES
+    many = rows * in_channels >= _KERNEL_OF_TAPS and min(out_channels, in_channels) >= onednn.LANES
     return few and many and max(geometry.stride) == geometry.groups == 1
 
 
@@ -216,7 +215,7 @@ class _PieceCost:
         piece, stride = self.piece, self.geometry.stride
         asked, strided, groups = sum(mask), max(stride) > 1, piece.groups
         group_in, group_out = self.in_channels // groups, piece.channels // groups
-        copy = self.read / (_COPY_OF_ROWS if last or self.in_channels < _LANES // 2 else _COPY)
+        copy = self.read / (_COPY_OF_ROWS if last or self.in_channels < onednn.LANES // 2 else _COPY)
         # The input's gradient is cleared, and its planes written.
         copies = mask[1] / (stride[piece.view] if last else 1) + 2 * mask[0]
         if last and piece.view == 0 and stride[0] == 1 and not mask[0]:
@@ -281,7 +280,7 @@ def exchanged_padding(extent, padding, dilation) -> tuple[int, ...]:
 
 def _filled(others: int, along: int) -> int:
     """Products of two runs of channels at a position, where vectors run along the second and are filled up."""
-    return others * -(-along // _LANES) * _LANES
+    return others * -(-along // onednn.LANES) * onednn.LANES
 
 
 def _fewest_filled(in_channels: int, out_channels: int) -> int:

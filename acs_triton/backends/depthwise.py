@@ -16,6 +16,9 @@ from ..layout import write
 from . import onednn
 from .pieces import Fit, Slices, pieces_of
 
+_WORTH_A_STRIP = 800_000
+"""Multiply-adds, vectors filled up, whose time in oneDNN's kernel for wide gradients is that of another call."""
+
 
 def suits(grad_output: Tensor, channels: int, geometry: Geometry) -> bool:
     """Whether the gradients are computed here.
@@ -44,58 +47,66 @@ def gradients(
             if for_weight is not None:
                 piece.of_output(for_weight, 0).zero_()
             continue
+        part = None if total is None else piece.of_output(total, 1)
+        if part is not None and (slices.step > 1 or slices.count < part.shape[piece.view + 2]):
+            part.zero_()
+        planes = None if part is None else slices.planes_of_input(part)
         grads = slices.of_output(piece.of_output(grad_output, 1))
-        if for_weight is not None:
-            images = slices.of_input(piece.of_output(input, 1))
-            _weight_grad(piece.of_output(for_weight, 0), grads, images, slices)
-            del images
-        if total is not None:
-            part = piece.of_output(total, 1)
-            if slices.step > 1 or slices.count < part.shape[piece.view + 2]:
-                part.zero_()
-            planes = slices.planes_of_input(part)
-            images = _input_grad(grads, piece.of_output(weight, 0), slices, planes.shape[3:])
-            write(planes.transpose(1, 2), images.unflatten(0, planes.shape[:2]).transpose(1, 2))
-            del images
-        del grads  # before the next piece's are made
+        images = None if input is None else slices.of_input(piece.of_output(input, 1))
+        kernel = None if weight is None else piece.of_output(weight, 0)
+        of_kernel = None if for_weight is None else piece.of_output(for_weight, 0)
+        of_images = _compute(slices, grads, images, kernel, of_kernel, None if planes is None else planes.shape[3:])
+        del grads, images  # before the next piece's are made
+        if planes is not None:
+            write(planes.transpose(1, 2), of_images.unflatten(0, planes.shape[:2]).transpose(1, 2))
+        del of_images
     return total, for_weight
 
 
-def _weight_grad(result: Tensor, grads: Tensor, images: Tensor, slices: Slices) -> None:
-    """Written to ``result`` ``(C, 1, u, v)``, of batches ``(M, C, U, V)``."""
-    for taps, fit in slices.strips:
-        strip = result[..., taps]
+def _compute(slices: Slices, grads: Tensor, images, kernel, for_kernel, size) -> Tensor | None:
+    """The gradient of images of a size, if there is a kernel; that of the kernel is written where there are images.
+
+    Args:
+        grads, images: batches ``(M, C, U, V)`` in channels-last memory.
+        kernel, for_kernel: ``(C, 1, u, v)``.
+    """
+    mirrored = slices.stride == (1, 1) and not slices.mirrored.outside
+    strips = () if images is None else _strips(slices, grads, for_kernel)
+    if kernel is not None and len(strips) == 1 and not mirrored:
+        fit = slices.weight_fit
+        of_images, of_kernel = _backward(slices, fit, grads, fit.apply(images), kernel, (True, True))
+        for_kernel.copy_(of_kernel)
+        return fit.undo(of_images)
+    for taps, fit in strips:
+        strip = for_kernel[..., taps]
         if fit.outside:
             strip.zero_()
         else:
-            strip.copy_(_backward(grads, fit.apply(images), strip, slices, fit, (False, True, False))[1])
-
-
-def _input_grad(grads: Tensor, kernel: Tensor, slices: Slices, size) -> Tensor:
-    """Batches ``(M, C, U, V)`` of images of a size."""
-    fit = slices.mirrored
-    if slices.stride == (1, 1) and not fit.outside:
-        taps = kernel.flip(2, 3)
+            strip.copy_(_backward(slices, fit, grads, fit.apply(images), strip, (False, True))[1])
+    if kernel is None:
+        return None
+    if mirrored:
+        fit, taps = slices.mirrored, kernel.flip(2, 3)
         return torch.mkldnn_convolution(
             fit.apply(grads), taps, None, fit.padding, (1, 1), slices.dilation, kernel.shape[0]
         )
     fit = slices.fit
-    images = grads.new_empty((*grads.shape[:2], *fit.size(size)))  # its shape counts alone
-    images = images.contiguous(memory_format=torch.channels_last)
-    return fit.undo(_backward(grads, images, kernel, slices, fit, (True, False, False))[0])
+    size = grads.shape[0], grads.shape[1], *fit.size(size)
+    images = torch.empty(size, dtype=grads.dtype, memory_format=torch.channels_last)  # its shape counts alone
+    return fit.undo(_backward(slices, fit, grads, images, kernel, (True, False))[0])
 
 
-def _backward(grads: Tensor, images: Tensor, kernel: Tensor, slices: Slices, fit: Fit, mask):
-    return torch.ops.aten.convolution_backward(
-        grads,
-        images,
-        kernel,
-        None,
-        slices.stride,
-        fit.padding,
-        slices.dilation,
-        False,
-        (0, 0),
-        kernel.shape[0],
-        mask,
-    )
+def _strips(slices: Slices, grads: Tensor, kernel: Tensor) -> tuple[tuple[slice, Fit], ...]:
+    """Parts of the kernel whose gradients take less time than that of the whole."""
+    filled = -(-kernel.shape[0] // onednn.LANES) * onednn.LANES
+    work = grads.numel() // kernel.shape[0] * filled * kernel[0].numel()
+    if work > (len(slices.strips) - 1) * _WORTH_A_STRIP:
+        return slices.strips
+    return ((slice(None), slices.weight_fit),)
+
+
+def _backward(slices: Slices, fit: Fit, grads: Tensor, images: Tensor, kernel: Tensor, mask):
+    """Gradients of images and kernel, where ``mask`` asks for them."""
+    zeros, groups = (0, 0), kernel.shape[0]
+    how = slices.stride, fit.padding, slices.dilation, False, zeros, groups, (*mask, False)
+    return torch.ops.aten.convolution_backward(grads, images, kernel, None, *how)[:2]

@@ -70,13 +70,32 @@ def gradients(
     The input's needs ``weight`` and the weight's needs ``input``; None where that is None.
     """
     if geometry.mixed:
-        planes = mixed.fewest_taps(geometry, grad_output.shape[1])
-        return mixed.gradients(gradients, planes, grad_output, input, weight, geometry)
+        return _mixed_gradients(grad_output, input, weight, geometry)
     if grad_output.dtype == torch.float16 and _on_cpu(grad_output):
         # PyTorch's own gradients sum up taps in float16.
         wide = [None if one is None else one.float() for one in (grad_output, input, weight)]
         return tuple(None if one is None else one.half() for one in _gradients(*wide, geometry))
     return _gradients(grad_output, input, weight, geometry)
+
+
+def _mixed_gradients(grad_output: Tensor, input: Tensor | None, weight: Tensor | None, geometry: Geometry):
+    """:func:`gradients` of mixed views; where one of the weight's would be converted to channels-last, all are, once.
+
+    oneDNN's kernels for the weight's gradient take longer for few taps that are apart than for all taps of a view.
+    """
+    out_channels, format = grad_output.shape[1], memory_format(grad_output)
+    views, fewest = mixed.views(geometry, out_channels), mixed.fewest_taps(geometry, out_channels)
+    for_input = for_weight = None
+    if input is not None:
+        plans = (cpu_cost.plan(view, grad_output, input, (False, True)) for _, view in views.planes)
+        if any(plan.converted for plan in plans):
+            grad_output, input = (converted(one, torch.channels_last_3d) for one in (grad_output, input))
+        _, for_weight = mixed.gradients(gradients, views, grad_output, input, None, geometry)
+    del input  # before the input's gradient is made
+    if weight is not None:
+        for_input, _ = mixed.gradients(gradients, fewest, grad_output, None, weight, geometry)
+        for_input = converted(for_input, format)
+    return for_input, for_weight
 
 
 def _gradients(
@@ -90,8 +109,8 @@ def _gradients(
     wanted = weight is not None, input is not None
     channels = weight.shape[1] * groups if wanted[0] else input.shape[1]
     size = grad_output.shape[0], channels, *geometry.input_size
-    # Of an operand whose partner's gradient is not asked for, the shape counts alone.
-    data = input if wanted[1] else _empty(grad_output, size, format)
+    # Of an operand whose partner's gradient is not asked for, the shape counts alone, and takes no memory yet.
+    data = input if wanted[1] else torch.empty(size, dtype=grad_output.dtype, device="meta", memory_format=format)
     shape = grad_output.shape[1], channels // groups, *geometry.kernel_size
     kernels = weight if wanted[0] else grad_output.new_empty(shape)
     plan = cpu_cost.plan(geometry, grad_output, data, wanted)
@@ -159,11 +178,13 @@ def _input_grads(for_weight: Tensor | None, forms: list[_Form], geometry: Geomet
             continue
         compute, mask = _on_slices if sliced else _on_volume, (True, for_weight is not None, False)
         of_total = None if total is None else piece.of_input(total, groups)
-        of_input, for_kernel = compute(piece, geometry, grad, piece.of_input(input, groups), kernel, mask, of_total)
+        data = piece.of_input(input, groups)
+        data = torch.empty_like(data, device=grad.device) if data.is_meta else data
+        of_input, for_kernel = compute(piece, geometry, grad, data, kernel, mask, of_total)
         total = of_input if total is None else total
         if for_kernel is not None:
             piece.of_output(for_weight, 0).copy_(for_kernel)
-        del grad, of_input, for_kernel  # before the next piece's are made
+        del grad, data, of_input, for_kernel  # before the next piece's are made
     return converted(total, format)
 
 
