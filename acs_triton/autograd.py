@@ -178,9 +178,7 @@ def _conv_act_kernel(keyset, input, weight, bias, activation: str, *params) -> T
     if _differentiable(input, weight, bias):
         return activate(ops.conv(input, weight, bias, *params), activation)
     with _C._AutoDispatchBelowAutograd():
-        return ops.conv_act.redispatch(
-            keyset & _C._after_autograd_keyset, input, weight, bias, activation, *params
-        )
+        return ops.conv_act.redispatch(keyset & _C._after_autograd_keyset, input, weight, bias, activation, *params)
 
 
 ops.LIBRARY.impl(ops.conv_act, _conv_act_kernel, "Autograd", with_keyset=True)

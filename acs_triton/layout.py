@@ -40,6 +40,11 @@ def channels_last(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous(memory_format=torch.channels_last_3d)
 
 
+def empty(like: torch.Tensor, size, format: torch.memory_format) -> torch.Tensor:
+    """An uninitialised tensor of another one's dtype and device."""
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=format)
+
+
 def converted(tensor: torch.Tensor, format: torch.memory_format) -> torch.Tensor:
     """``tensor.contiguous(memory_format=format)`` of ``(N, C, D, H, W)``, up to four times faster on CPUs."""
     last = format == torch.channels_last_3d

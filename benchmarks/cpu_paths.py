@@ -1,7 +1,8 @@
 """``python -m benchmarks.cpu_paths``: what it costs to follow the cost model of the CPU's convolutions.
 
 For every layer of a sweep both gradients are timed in each form, and as ``acs_triton.backends.cpu_cost`` chooses,
-piece by piece (of depthwise layers as ``acs_triton.backends.depthwise`` computes them). Printed are the choice's time and its time over that of the best form.
+piece by piece; those of depthwise layers as ``acs_triton.backends.depthwise`` computes them. Printed are the choice's
+time and its time over that of the best form.
 """
 
 from __future__ import annotations
@@ -64,9 +65,7 @@ def forced(form: str):
         cpu_cost.plan, cpu_cost.exchanged, depthwise.suits = plan, exchanged, suits
 
 
-def measure(
-    channels: int, kernel: int, stride: int, size: int, batch: int, grouped: bool, layout, rounds: int
-) -> dict:
+def measure(channels: int, kernel: int, stride: int, size: int, batch: int, grouped: bool, layout, rounds: int) -> dict:
     """Median seconds of both gradients by each form."""
     out, groups = (channels, channels) if grouped else (max(channels, 32), 1)
     params = conv_params((kernel, kernel), out, stride, kernel // 2, 1, groups, None)

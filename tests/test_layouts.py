@@ -166,7 +166,7 @@ def copied(step):
     ],
 )
 def test_volumes_are_not_copied_by_the_torch_backend(layout, size, out_channels, converted):
-    """Forward writes the three parts into the result; backward cuts the gradient into its three parts, for each operand.
+    """Forward writes the three parts into the result; backward cuts the gradient in three, for each operand.
 
     Where the parts' channels would leave half of each vector empty, backward converts each volume once.
     """
@@ -183,7 +183,8 @@ def test_volumes_are_not_copied_by_the_torch_backend(layout, size, out_channels,
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize(
-    "shape", [(1, 3, 4, 5, 6), (2, 19, 16, 16, 17), (1, 96, 16, 16, 16), (2, 300, 5, 5, 4), (1, 1, 20, 20, 20), (0, 9, 4, 4, 4)]
+    "shape",
+    [(1, 3, 4, 5, 6), (2, 19, 16, 16, 17), (1, 96, 16, 16, 16), (2, 300, 5, 5, 4), (1, 1, 20, 20, 20), (0, 9, 4, 4, 4)],
 )
 def test_converted(shape, dtype):
     plain = torch.randn(shape, dtype=dtype)
@@ -202,7 +203,8 @@ def test_written_channels_last():
     target = torch.full((2, 18, 17, 16, 30), float("nan")).movedim(-1, 1)
     write(target[:, 4:25], source)
     assert torch.equal(target[:, 4:25], source)
-    assert target[:, :4].isnan().all() and target[:, 25:].isnan().all()
+    assert target[:, :4].isnan().all()
+    assert target[:, 25:].isnan().all()
     images = torch.empty(2, 17, 18, 16, 21).permute(0, 4, 2, 1, 3)
     write(images, source)
     assert torch.equal(images, source)

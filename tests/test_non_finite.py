@@ -6,7 +6,7 @@ import pytest
 import torch
 from kernels import oracle
 
-from acs_triton.backends import cpu_cost, torch_backend
+from acs_triton.backends import cpu_cost, depthwise, torch_backend
 from benchmarks.workloads import Layer
 
 LAYERS = {
@@ -55,3 +55,18 @@ def test_columns_are_not_for_anomaly_detection():
         assert not cpu_cost.plan(geometry, g, x, (True, True)).by_columns
         for_weight = torch_backend.gradients(g, x, w, geometry)[1]
     assert torch.equal(~for_weight.isfinite(), oracle.weight_grad(one, torch.ones_like(x), geometry) != 0)
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+def test_strips_are_not_for_anomaly_detection(monkeypatch):
+    monkeypatch.setattr(depthwise, "_WORTH_A_STRIP", 0)
+    layer = Layer(6, 6, kernel=5, groups=6, size=(8, 7, 9), batch=1)
+    geometry = layer.geometry
+    x, g, w = torch.ones(1, 6, *layer.size), torch.ones(1, 6, *geometry.output_size), torch.ones(6, 1, 5, 5)
+    one = torch.zeros_like(g)
+    g[0, 1, 0, 0, 0], one[0, 1, 0, 0, 0] = math.nan, 1
+    expected = oracle.weight_grad(one, torch.ones_like(x), geometry) != 0
+    assert not torch.equal(~torch_backend.gradients(g, x, w, geometry)[1].isfinite(), expected)
+    with torch.autograd.detect_anomaly(check_nan=False):
+        for_weight = torch_backend.gradients(g, x, w, geometry)[1]
+    assert torch.equal(~for_weight.isfinite(), expected)

@@ -2,9 +2,9 @@
 
 * The *mirrored* form of the input's gradient is a forward convolution, which oneDNN has fast kernels for; at a stride,
   one for each class of positions, where the memory for another input beside its gradient is to be saved.
-* The others are computed on the *volume* or on its *slices*. oneDNN has no 3D kernel for the gradients of
-  depthwise layers, and PyTorch gives small volumes to its own ``slow_conv3d``. Slices are a batch of images, for
-  which oneDNN has 2D kernels in every case; they cost a copy of what is not contiguous in memory.
+* The others are computed on the *volume* or on its *slices*. PyTorch gives small volumes to its own ``slow_conv3d``.
+  Slices are a batch of images, for which oneDNN has 2D kernels in every case; they cost a copy of what is not
+  contiguous in memory. (Depthwise layers are always computed on slices: :mod:`.depthwise`.)
 * A kernel's gradient may have its operands *exchanged*: oneDNN's vectors run along the input's channels then.
 * All of it may be *converted* to channels-last memory and back.
 * Of few positions and many channels all is a product of matrices over *columns* (:mod:`.columns`).

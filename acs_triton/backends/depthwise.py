@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..geometry import Geometry
-from ..layout import write
+from ..layout import empty, write
 from . import onednn
 from .pieces import Fit, Slices, pieces_of
 
@@ -35,8 +35,7 @@ def gradients(
     """Those of the input, in ``format``, and of the weight; each needs the other one."""
     channels, total, for_weight = grad_output.shape[1], None, None
     if weight is not None:
-        size = grad_output.shape[0], channels, *geometry.input_size
-        total = torch.empty(size, dtype=grad_output.dtype, device=grad_output.device, memory_format=format)
+        total = empty(grad_output, (grad_output.shape[0], channels, *geometry.input_size), format)
     if input is not None:
         for_weight = input.new_empty(channels, 1, *geometry.kernel_size)
     for piece in pieces_of(geometry, channels, True):
@@ -92,17 +91,20 @@ def _compute(slices: Slices, grads: Tensor, images, kernel, for_kernel, size) ->
         )
     fit = slices.fit
     size = grads.shape[0], grads.shape[1], *fit.size(size)
-    images = torch.empty(size, dtype=grads.dtype, memory_format=torch.channels_last)  # its shape counts alone
+    images = empty(grads, size, torch.channels_last)  # its shape counts alone
     return fit.undo(_backward(slices, fit, grads, images, kernel, (True, False))[0])
 
 
 def _strips(slices: Slices, grads: Tensor, kernel: Tensor) -> tuple[tuple[slice, Fit], ...]:
     """Parts of the kernel whose gradients take less time than that of the whole."""
+    whole = ((slice(None), slices.weight_fit),)
+    if torch.is_anomaly_enabled():  # a NaN of the output's gradient would meet the zeros laid around images for strips
+        return whole
     filled = -(-kernel.shape[0] // onednn.LANES) * onednn.LANES
     work = grads.numel() // kernel.shape[0] * filled * kernel[0].numel()
     if work > (len(slices.strips) - 1) * _WORTH_A_STRIP:
         return slices.strips
-    return ((slice(None), slices.weight_fit),)
+    return whole
 
 
 def _backward(slices: Slices, fit: Fit, grads: Tensor, images: Tensor, kernel: Tensor, mask):

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..geometry import PLANE_AXES, Geometry, Triple, conv_size, reach
-from ..layout import write
+from ..layout import empty, write
 
 _CUT_CHANNELS, _CUT_POSITIONS = 16, 2**13
 _STRIP = 3
@@ -152,9 +152,7 @@ def _batch(planes: Tensor) -> Tensor:
     if is_batch(planes):
         return planes.flatten(0, 1)
     samples, count, *image = planes.shape
-    batch = torch.empty(
-        (samples * count, *image), dtype=planes.dtype, device=planes.device, memory_format=torch.channels_last
-    )
+    batch = empty(planes, (samples * count, *image), torch.channels_last)
     write(batch.unflatten(0, (samples, count)).transpose(1, 2), planes.transpose(1, 2))
     return batch
 
