@@ -16,7 +16,7 @@ from ..operators import ACSConv, Conv2_5d, SoftACSConv
 from .errors import LiftingError
 from .options import INFLATIONS, LayerRules, Lift, check_kind
 from .recompute import follow_checkpoints
-from .rows import first_rows, rows_of, tensors_in
+from .rows import rows_among, rows_of, tensors_in
 from .run import Run, images, twin_of
 from .tracing import ask_about_all_functions
 from .weights import adapt_checkpoint, adapt_first_convolution, add_parameters, is_inflated
@@ -37,7 +37,7 @@ class _Lifted:
     """Mixed into the class of every module of a lifted network, before its own class."""
 
     def __call__(self, *args, **kwargs):
-        rows = first_rows(tensors_in(args) + tensors_in(kwargs.values())) if has_hooks(self) else None
+        rows = rows_among(args, kwargs) if has_hooks(self) else None
         if rows is None:
             return super().__call__(*args, **kwargs)
         run = rows.run  # hooks see volumes
@@ -45,10 +45,10 @@ class _Lifted:
         return run.fold(super().__call__(*args, **kwargs), rows.depth)
 
     def forward(self, *args, **kwargs):
-        tensors = tensors_in(args) + tensors_in(kwargs.values())
-        rows = first_rows(tensors)
+        rows = rows_among(args, kwargs)
         if rows is not None:
             return _resume(rows.run, self, super().forward, args, kwargs)
+        tensors = tensors_in(args) + tensors_in(kwargs.values())
         volumes = [tensor for tensor in tensors if tensor.dim() == 5 or twin_of(tensor) is not None]
         twin = twin_of(volumes[0]) if volumes else None
         if volumes and (self._acs_lift.folds or twin is not None) and not images.depth:

@@ -110,11 +110,18 @@ def tensors_in(values) -> list[Tensor]:
     return found
 
 
-def first_rows(tensors: list[Tensor]) -> Rows | None:
-    """The record of the first tensor that has one."""
-    for tensor in tensors:
-        if (rows := rows_of(tensor)) is not None:
-            return rows
+def rows_among(args, kwargs) -> Rows | None:
+    """The record of the first tensor among the arguments of a call that has one."""
+    for values in (args, kwargs.values()) if kwargs else (args,):
+        for value in values:
+            if isinstance(value, Tensor):
+                rows = getattr(value, ATTRIBUTE, None)
+            elif isinstance(value, (list, tuple)):
+                rows = rows_among(value, {})
+            else:
+                rows = rows_among((), value) if isinstance(value, dict) else None
+            if rows is not None:
+                return rows
     return None
 
 

@@ -18,9 +18,9 @@ from .rows import (
     Rows,
     describe_tensor,
     first_of_each_volume,
-    first_rows,
     known_equal,
     repeat_rows,
+    rows_among,
     rows_of,
     tensors_in,
 )
@@ -201,7 +201,7 @@ class Run(TorchFunctionMode):
             result = function(*args, **kwargs)
             return _with_batch_size(args[0], args[1:], kwargs, result) if name in ("shape", "size") else result
         rule = RULES.get(name)
-        rows = first_rows(tensors_in(args) + tensors_in(kwargs.values()))
+        rows = rows_among(args, kwargs)
         if rows is None or rows.run is not self:
             if rule is not None and rule.spatial:
                 return self._without_rows(name, function, args, kwargs)
