@@ -81,7 +81,7 @@ class ACSConvFunction(_Primitive):
             # A loss in plain memory, or of one channel, must not set the format of all gradients before it.
             grad = channels_last(grad)
         if needs[0] and needs[1] and not _differentiated():
-            if _unwatched(grad, input, weight):
+            if unwatched(grad, input, weight):
                 for_input, for_weight = ops.run_gradients(grad, input, weight, ctx.params)
             else:
                 for_input, for_weight = ops.gradients(grad, input, weight, *ctx.params.args())
@@ -197,7 +197,7 @@ def conv(
     """Differentiable convolution, and an activation of it."""
     if activation is not None:
         return _conv_act(input, weight, bias, activation, params)
-    if not _unwatched(input, weight, bias):
+    if not unwatched(input, weight, bias):
         return ops.conv(input, weight, bias, *params.args())
     if (plan := backends.small_plan(input, weight, params)) is not None:
         return backends.small.conv(input, weight, bias, plan)
@@ -207,14 +207,14 @@ def conv(
 
 
 def _conv_act(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, params: ConvParams) -> Tensor:
-    if not _unwatched(input, weight, bias):
+    if not unwatched(input, weight, bias):
         return ops.conv_act(input, weight, bias, activation, *params.args())
     if _differentiable(input, weight, bias):
         return activate(conv(input, weight, bias, params), activation)
     return ops.run_conv_act(input, weight, bias, activation, params)
 
 
-def _unwatched(*tensors: Tensor | None) -> bool:
+def unwatched(*tensors: Tensor | None) -> bool:
     """Whether nothing stands between an operator and its implementation: no transform, tracer, mode or subclass.
 
     Then the dispatcher is left out, which takes longer than a small layer.

@@ -15,7 +15,7 @@ from acs_triton.demo.timing import publish
 NAMES = ("resnet18", "efficientnet_b0", "mobilenet_v3_large", "unet")
 
 _KINDS = {
-    "convolutions": ("conv", "acs_triton::"),
+    "convolutions and products of matrices": ("conv", "acs", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
     "batch norm": ("batch_norm",),
     "activations": ("relu", "silu", "swish", "sigmoid", "clamp", "threshold"),
     "pooling and resampling": ("pool", "upsample"),

@@ -221,3 +221,33 @@ def test_empty_batch(library, groups):
     grads = torch.autograd.grad(y.sum(), (x, weight))
     assert grads[0].shape == x.shape
     assert torch.equal(grads[1], torch.zeros_like(weight))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_pointwise_convolutions_of_few_positions_are_products_of_matrices(bias):
+    few, many = torch.randn(4, 24, 4, 4), torch.randn(24, 64, 24, 24)
+    for images, out, products in (
+        (few, 40, True),
+        (many, 256, False),
+        (few.double(), 40, False),
+        (few[:, :1], 3, True),
+    ):
+        weight = torch.randn(out, images.shape[1], 1, 1, dtype=images.dtype, requires_grad=True)
+        shift = torch.randn(out, dtype=images.dtype, requires_grad=True) if bias else None
+        for format in (torch.channels_last, torch.contiguous_format):
+            data = images.contiguous(memory_format=format).requires_grad_()
+            y, expected = ours.pointwise(data, weight, shift, 1), torch.conv2d(data, weight, shift)
+            flat = format == torch.channels_last or images.shape[1] == 1
+            assert ("Permute" in y.grad_fn.name()) == (products and flat)
+            torch.testing.assert_close(y, expected)
+            if format == torch.channels_last:
+                assert y.is_contiguous(memory_format=format)
+            operands = [one for one in (data, weight, shift) if one is not None]
+            g = torch.randn_like(expected)
+            for one, other in zip(*(torch.autograd.grad(z, operands, g) for z in (y, expected)), strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+    grouped = torch.randn(24, 2, 1, 1)
+    torch.testing.assert_close(ours.pointwise(few, grouped, None, 12), torch.conv2d(few, grouped, groups=12))
+    weight, last = torch.randn(5, 24, 1, 1), few.contiguous(memory_format=torch.channels_last)
+    mapped = torch.vmap(lambda x: ours.pointwise(x, weight, None, 1))(last[None])
+    torch.testing.assert_close(mapped, torch.conv2d(few, weight)[None])

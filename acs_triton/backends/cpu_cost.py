@@ -36,6 +36,8 @@ _COPY = 2_500  # to another memory format
 _COPY_OF_ROWS = 5_000  # of channels that lie together, or are few
 _GATHER = 300  # of single taps of a kernel
 _CONVERSION = 5_000  # of all operands to channels-last memory and back
+_MATRICES = 60_000
+_REORDER_OF_MATRIX = 2_600  # elements
 _REORDER = 700  # of a kernel by oneDNN's 2D gradients
 _PART, _HELD = 1 << 19, 1 << 22  # bytes
 _FEW_POSITIONS = 512
@@ -109,6 +111,21 @@ def by_columns(geometry: Geometry, input: Tensor, weight: Tensor) -> bool:
     """Whether the convolution is a product of matrices over columns: oneDNN reorders a large kernel first."""
     few = weight.numel() >= _LARGE_KERNEL and _few_columns(geometry, input.shape[0], input.dtype)
     return few and memory_format(input) == torch.channels_last_3d and onednn.usable(input)
+
+
+def as_matrices(images: Tensor, weight: Tensor) -> bool:
+    """Whether a 1x1 convolution of images is a product of matrices: slower, but it reorders nothing and starts at once.
+
+    Args:
+        images: ``(N, C, H, W)``; they must be rows of channels as they lie.
+        weight: ``(O, C, 1, 1)``.
+    """
+    if images.dtype != torch.float32 or not onednn.usable(images):
+        return False
+    if not images.is_contiguous(memory_format=torch.channels_last):
+        return False
+    work = images.numel() * weight.shape[0]
+    return work * (1 / _MATRICES - 1 / _ONEDNN) < onednn.START + weight.numel() / _REORDER_OF_MATRIX
 
 
 def _few_columns(geometry: Geometry, samples: int, dtype: torch.dtype) -> bool:

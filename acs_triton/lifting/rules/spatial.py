@@ -52,7 +52,10 @@ def conv2d(run, input, weight, bias=None, stride=1, padding=0, dilation=1, group
     activation = getattr(run.layer, "_acs_activation", None)
     if not is_image(input):
         flat = weight.sum(2) if weight.dim() == 5 else weight
-        output = F.conv2d(input, flat, bias, stride, padding, dilation, groups)
+        if _is_pointwise(flat, pair(stride), padding):
+            output = acs.pointwise(input, flat, bias, groups)
+        else:
+            output = F.conv2d(input, flat, bias, stride, padding, dilation, groups)
         return same_plane(run, input, activate(output, activation))
     lift = run.lift
     stride, dilation = pair(stride), pair(dilation)
@@ -60,8 +63,8 @@ def conv2d(run, input, weight, bias=None, stride=1, padding=0, dilation=1, group
     if weight.dim() == 5 and lift.kind != "3d":
         weight = weight.sum(lift.axis)
     steps = (lift.depth_stride or min(stride), *stride)
-    if tuple(weight.shape[2:]) == (1, 1) and lift.kind != "soft" and steps == (1, 1, 1) and padding in ((0, 0), "same"):
-        return same_plane(run, input, activate(F.conv2d(input, weight, bias, 1, 0, 1, groups), activation))
+    if _is_pointwise(weight, steps, padding) and lift.kind != "soft":
+        return same_plane(run, input, activate(acs.pointwise(input, weight, bias, groups), activation))
     volume = run.volume(input)
     options = steps, padding, dilation, groups
     if lift.kind == "acs":
@@ -73,6 +76,11 @@ def conv2d(run, input, weight, bias=None, stride=1, padding=0, dilation=1, group
     else:
         output = acs.soft_acs_conv3d(volume, weight, run.view_weight(weight), bias, *options, lift.aligned, activation)
     return run.like(input, output)
+
+
+def _is_pointwise(weight, steps, padding) -> bool:
+    padding = padding if isinstance(padding, str) else pair(padding)
+    return tuple(weight.shape[2:]) == (1, 1) and steps in ((1, 1), (1, 1, 1)) and padding in ((0, 0), "same")
 
 
 def _dense_conv(volume, weight, bias, stride, padding, dilation, groups, lift):
