@@ -25,7 +25,7 @@ def _enabled(tensor: Tensor) -> bool:
 
 def cast(input, *operands) -> tuple:
     """The tensors in the dtype that autocast asks for, as ``conv3d`` would take them; float64 stays."""
-    if not torch._C._is_any_autocast_enabled() or not isinstance(input, Tensor) or not _enabled(input):
+    if not (isinstance(input, Tensor) and _enabled(input)):
         return input, *operands
     dtype = torch.get_autocast_dtype(input.device.type)
     return tuple(

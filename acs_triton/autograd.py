@@ -195,22 +195,16 @@ def conv(
     input: Tensor, weight: Tensor, bias: Tensor | None, params: ConvParams, activation: str | None = None
 ) -> Tensor:
     """Differentiable convolution, and an activation of it."""
-    if activation is not None:
-        return _conv_act(input, weight, bias, activation, params)
     if not unwatched(input, weight, bias):
-        return ops.conv(input, weight, bias, *params.args())
-    if (plan := backends.small_plan(input, weight, params)) is not None:
-        return backends.small.conv(input, weight, bias, plan)
-    if _differentiable(input, weight, bias):
-        return ACSConvFunction.apply(None, input, weight, bias, params)
-    return ops.run_conv(input, weight, bias, params)
-
-
-def _conv_act(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, params: ConvParams) -> Tensor:
-    if not unwatched(input, weight, bias):
+        if activation is None:
+            return ops.conv(input, weight, bias, *params.args())
         return ops.conv_act(input, weight, bias, activation, *params.args())
+    if (plan := backends.small_plan(input, weight, params)) is not None:
+        return activate(backends.small.conv(input, weight, bias, plan), activation)
     if _differentiable(input, weight, bias):
-        return activate(conv(input, weight, bias, params), activation)
+        return activate(ACSConvFunction.apply(None, input, weight, bias, params), activation)
+    if activation is None:
+        return ops.run_conv(input, weight, bias, params)
     return ops.run_conv_act(input, weight, bias, activation, params)
 
 

@@ -17,7 +17,7 @@ from statistics import geometric_mean
 import torch
 
 from acs_triton.arguments import conv_params
-from acs_triton.backends import cpu_cost, depthwise
+from acs_triton.backends import cpu_cost
 from acs_triton.backends import torch as torch_backend
 
 from .layers import LAYOUTS
@@ -30,20 +30,21 @@ STEMS = ((3, 3, 2, 64, 1), (3, 7, 2, 48, 1), (3, 7, 2, 64, 1))
 MOST_VOXELS = 4_000_000  # input channels times voxels times batch
 
 
-def _volume(plan: cpu_cost.Plan, *_) -> cpu_cost.Plan:
-    return replace(plan, by_columns=False, converted=False, by_taps=False, sliced=(False,) * len(plan.sliced))
+def _volume(plan: cpu_cost.Plan, *_, sliced: bool = False) -> cpu_cost.Plan:
+    others = dict.fromkeys(("depthwise", "by_columns", "converted", "by_taps"), False)
+    return replace(plan, **others, sliced=(sliced,) * len(plan.sliced))
 
 
 def _slices(plan: cpu_cost.Plan, *_) -> cpu_cost.Plan:
-    return replace(plan, by_columns=False, converted=False, by_taps=False, sliced=(True,) * len(plan.sliced))
+    return _volume(plan, sliced=True)
 
 
 def _converted(plan: cpu_cost.Plan, *_) -> cpu_cost.Plan:
-    return replace(plan, by_columns=False, converted=True)
+    return replace(plan, depthwise=False, by_columns=False, converted=True)
 
 
 def _by_columns(plan: cpu_cost.Plan, *_) -> cpu_cost.Plan:
-    return replace(plan, by_columns=True)
+    return replace(plan, depthwise=False, by_columns=True)
 
 
 FORMS = {"volume": _volume, "slices": _slices, "columns": _by_columns, "converted": _converted, "not exchanged": None}
@@ -53,8 +54,7 @@ FORMS = {"volume": _volume, "slices": _slices, "columns": _by_columns, "converte
 @contextmanager
 def forced(form: str):
     """Gradients in this block take one form wherever it is possible."""
-    changed, plan, exchanged, suits = FORMS[form], cpu_cost.plan, cpu_cost.exchanged, depthwise.suits
-    depthwise.suits = lambda *_: False
+    changed, plan, exchanged = FORMS[form], cpu_cost.plan, cpu_cost.exchanged
     if changed is None:
         cpu_cost.exchanged = lambda *_: False
     else:
@@ -62,7 +62,7 @@ def forced(form: str):
     try:
         yield
     finally:
-        cpu_cost.plan, cpu_cost.exchanged, depthwise.suits = plan, exchanged, suits
+        cpu_cost.plan, cpu_cost.exchanged = plan, exchanged
 
 
 def measure(channels: int, kernel: int, stride: int, size: int, batch: int, grouped: bool, layout, rounds: int) -> dict:
@@ -88,6 +88,7 @@ def measure(channels: int, kernel: int, stride: int, size: int, batch: int, grou
     # Of channels-last memory there is nothing to convert, and columns of many positions would fill the memory.
     useless = {"converted"} if layout == torch.channels_last_3d else set()
     useless |= {"columns"} if grouped or size > 6 else set()
+    useless |= {"not exchanged"} if grouped else set()
     forms = [form for form in FORMS if form not in useless]
     return alternate({"chosen": step} | {form: of(form) for form in forms}, rounds)
 

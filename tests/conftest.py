@@ -29,6 +29,6 @@ def seeded():
 
 
 @pytest.fixture
-def primitives(monkeypatch):
+def no_small_layers(monkeypatch):
     """Small layers are computed as all others are."""
     monkeypatch.setattr(backends, "small_plan", lambda *args: None)

@@ -12,6 +12,8 @@ from acs_triton.arguments import conv_params
 from acs_triton.autograd import ACSConvFunction
 from acs_triton.operators import ACSConv, SoftACSConv
 
+pytestmark = pytest.mark.usefixtures("no_small_layers")
+
 CASES = [
     {"padding": 1},
     {"stride": 2, "padding": 1},

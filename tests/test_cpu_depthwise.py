@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from acs_triton.arguments import conv_params
-from acs_triton.backends import depthwise, pieces
+from acs_triton.backends import cpu_cost, depthwise, pieces
 from acs_triton.backends import torch as torch_backend
 from acs_triton.operators import ACSConv
 
@@ -48,7 +48,7 @@ def check(grad, x, weight, geometry, format=torch.contiguous_format, **tolerance
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_numbers_and_formats(kernel, stride, dilation, monkeypatch):
-    monkeypatch.setattr(depthwise, "_WORTH_A_STRIP", 0)
+    monkeypatch.setattr(cpu_cost, "_STRIP", 0)
     formats = torch.contiguous_format, torch.channels_last_3d
     checked = 0
     for size, format in product(SIZES, formats):
@@ -71,7 +71,7 @@ def test_large_layers_are_cut(size, format):
 
 def test_bfloat16():
     data = operands(32, 7, (8, 8, 8), dtype=torch.bfloat16, padding=3)
-    if not depthwise.suits(data[0], 32, data[-1]):
+    if not cpu_cost.plan(data[-1], *data[:2], (True, True)).depthwise:
         pytest.skip("oneDNN has no bfloat16 on this machine")
     check(*data, rtol=2e-2, atol=0.5)
 
@@ -99,7 +99,7 @@ def test_strips_of_the_kernel(kernel, stride, dilation, strips, monkeypatch):
     if widths == [2, 3, 2]:
         assert [fit.exact for _, fit in slices.strips] == [False, True, False]
     for worth, expected in ((0, strips), (1e12, [kernel])):
-        monkeypatch.setattr(depthwise, "_WORTH_A_STRIP", worth)
+        monkeypatch.setattr(cpu_cost, "_STRIP", worth)
         chosen = depthwise._strips(slices, slices.of_output(grad[:, :2]), weight[:2])
         assert len(chosen) == len(expected)
 

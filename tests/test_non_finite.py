@@ -6,7 +6,7 @@ import pytest
 import torch
 from kernels import oracle
 
-from acs_triton.backends import cpu_cost, depthwise, torch_backend
+from acs_triton.backends import cpu_cost, torch_backend
 from benchmarks.workloads import Layer
 
 LAYERS = {
@@ -59,7 +59,7 @@ def test_columns_are_not_for_anomaly_detection():
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
 def test_strips_are_not_for_anomaly_detection(monkeypatch):
-    monkeypatch.setattr(depthwise, "_WORTH_A_STRIP", 0)
+    monkeypatch.setattr(cpu_cost, "_STRIP", 0)
     layer = Layer(6, 6, kernel=5, groups=6, size=(8, 7, 9), batch=1)
     geometry = layer.geometry
     x, g, w = torch.ones(1, 6, *layer.size), torch.ones(1, 6, *geometry.output_size), torch.ones(6, 1, 5, 5)

@@ -88,7 +88,7 @@ def _takes_torch_at_once(data: Tensor) -> bool:
 
 def small_plan(input: Tensor, weight: Tensor, params: ConvParams) -> small.Plan | None:
     """The plain convolutions that compute a small layer and its derivatives; None where a primitive does."""
-    if _current == "triton" or input.device.type != "cpu":
+    if input.device.type != "cpu" or not _takes_torch_at_once(input):
         return None
     return small.plan(input, weight, params)
 

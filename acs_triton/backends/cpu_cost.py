@@ -39,6 +39,8 @@ _CONVERSION = 5_000  # of all operands to channels-last memory and back
 _MATRICES = 60_000
 _REORDER_OF_MATRIX = 2_600  # elements
 _REORDER = 700  # of a kernel by oneDNN's 2D gradients
+_LANES = 16
+_STRIP = 800_000  # multiply-adds of a wide depthwise kernel's gradient in the time of another call
 _PART, _HELD = 1 << 19, 1 << 22  # bytes
 _FEW_POSITIONS = 512
 _FEW_COLUMNS = 64
@@ -51,12 +53,14 @@ class Plan:
     """The forms of a layer's gradients.
 
     Attributes:
+        depthwise: they are computed as :mod:`.depthwise` does; nothing below counts then.
         converted: all is converted to channels-last memory and back.
         by_columns: both gradients are products of matrices over columns; nothing below counts then.
         by_taps: the weight's gradient is a product of matrices for each tap.
         mirrored, sliced: for each piece, the input's gradient is mirrored; what else is asked for is on slices.
     """
 
+    depthwise: bool
     by_columns: bool
     converted: bool
     by_taps: bool
@@ -73,7 +77,7 @@ def plan(geometry: Geometry, grad_output: Tensor, input: Tensor, wanted: tuple[b
     """
     if not onednn.usable(grad_output):
         none = (False,) * len(pieces_of(geometry, grad_output.shape[1], grad_output.device.type == "cpu"))
-        return Plan(False, False, False, none, none)
+        return Plan(False, False, False, False, none, none)
     last = tuple(memory_format(one) == torch.channels_last_3d for one in (grad_output, input))
     shape = *grad_output.shape[:2], input.shape[1]
     # PyTorch's own choices depend on the number of threads.
@@ -104,7 +108,9 @@ def _plan(geometry, samples, out_channels, in_channels, dtype, last, wanted, exa
     large = kernel >= (_KERNEL_OF_COLUMNS if max(geometry.stride) == 1 else _LARGE_KERNEL)
     # Columns have zeros where a position reads none, which a NaN of the output's gradient meets.
     columns = large and not exact and _few_columns(geometry, samples, dtype)
-    return Plan(columns, not last[0] and times[1] < times[0], by_taps, tuple(mirrored), tuple(sliced))
+    depthwise = geometry.groups == in_channels == out_channels > 1
+    convert = not depthwise and not last[0] and times[1] < times[0]
+    return Plan(depthwise, columns, convert, by_taps, tuple(mirrored), tuple(sliced))
 
 
 def by_columns(geometry: Geometry, input: Tensor, weight: Tensor) -> bool:
@@ -141,8 +147,17 @@ def _by_taps(geometry: Geometry, positions: int, out_channels: int, in_channels:
     """
     rows = out_channels * prod(geometry.kernel_size)
     few = positions <= _FEW_POSITIONS and rows > 4 * size
-    many = rows * in_channels >= _KERNEL_OF_TAPS and min(out_channels, in_channels) >= onednn.LANES
+    many = rows * in_channels >= _KERNEL_OF_TAPS and min(out_channels, in_channels) >= _LANES
     return few and many and max(geometry.stride) == geometry.groups == 1
+
+
+def strips_pay(products: int, channels: int, count: int) -> bool:
+    """Whether a depthwise kernel's gradient takes less time in so many strips than at once.
+
+    Args:
+        products: of one channel, at all taps and positions.
+    """
+    return products * _filled(1, channels) > (count - 1) * _STRIP
 
 
 def part(read: int, mask: tuple[bool, bool]) -> int:
@@ -232,7 +247,7 @@ class _PieceCost:
         piece, stride = self.piece, self.geometry.stride
         asked, strided, groups = sum(mask), max(stride) > 1, piece.groups
         group_in, group_out = self.in_channels // groups, piece.channels // groups
-        copy = self.read / (_COPY_OF_ROWS if last or self.in_channels < onednn.LANES // 2 else _COPY)
+        copy = self.read / (_COPY_OF_ROWS if last or self.in_channels < _LANES // 2 else _COPY)
         # The input's gradient is cleared, and its planes written.
         copies = mask[1] / (stride[piece.view] if last else 1) + 2 * mask[0]
         if last and piece.view == 0 and stride[0] == 1 and not mask[0]:
@@ -297,7 +312,7 @@ def exchanged_padding(extent, padding, dilation) -> tuple[int, ...]:
 
 def _filled(others: int, along: int) -> int:
     """Products of two runs of channels at a position, where vectors run along the second and are filled up."""
-    return others * -(-along // onednn.LANES) * onednn.LANES
+    return others * -(-along // _LANES) * _LANES
 
 
 def _fewest_filled(in_channels: int, out_channels: int) -> int:

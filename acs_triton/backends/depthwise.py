@@ -13,20 +13,8 @@ from torch import Tensor
 
 from ..geometry import Geometry
 from ..layout import empty, write
-from . import onednn
+from . import cpu_cost, forms
 from .pieces import Fit, Slices, pieces_of
-
-_WORTH_A_STRIP = 800_000
-"""Multiply-adds, vectors filled up, whose time in oneDNN's kernel for wide gradients is that of another call."""
-
-
-def suits(grad_output: Tensor, channels: int, geometry: Geometry) -> bool:
-    """Whether the gradients are computed here.
-
-    Args:
-        channels: of the input.
-    """
-    return geometry.groups == channels == grad_output.shape[1] > 1 and onednn.usable(grad_output)
 
 
 def gradients(
@@ -69,7 +57,7 @@ def _compute(slices: Slices, grads: Tensor, images, kernel, for_kernel, size) ->
         grads, images: batches ``(M, C, U, V)`` in channels-last memory.
         kernel, for_kernel: ``(C, 1, u, v)``.
     """
-    mirrored = slices.stride == (1, 1) and not slices.mirrored.outside
+    mirrored = slices.mirrored if slices.stride == (1, 1) else ()
     strips = () if images is None else _strips(slices, grads, for_kernel)
     if kernel is not None and len(strips) == 1 and not mirrored:
         fit = slices.weight_fit
@@ -85,30 +73,24 @@ def _compute(slices: Slices, grads: Tensor, images, kernel, for_kernel, size) ->
     if kernel is None:
         return None
     if mirrored:
-        fit, taps = slices.mirrored, kernel.flip(2, 3)
+        fit, taps = mirrored[0].fit, kernel.flip(2, 3)
         return torch.mkldnn_convolution(
             fit.apply(grads), taps, None, fit.padding, (1, 1), slices.dilation, kernel.shape[0]
         )
     fit = slices.fit
-    size = grads.shape[0], grads.shape[1], *fit.size(size)
-    images = empty(grads, size, torch.channels_last)  # its shape counts alone
+    images = empty(grads, (*grads.shape[:2], *fit.size(size)), torch.channels_last)  # its shape counts alone
     return fit.undo(_backward(slices, fit, grads, images, kernel, (True, False))[0])
 
 
 def _strips(slices: Slices, grads: Tensor, kernel: Tensor) -> tuple[tuple[slice, Fit], ...]:
     """Parts of the kernel whose gradients take less time than that of the whole."""
-    whole = ((slice(None), slices.weight_fit),)
-    if torch.is_anomaly_enabled():  # a NaN of the output's gradient would meet the zeros laid around images for strips
-        return whole
-    filled = -(-kernel.shape[0] // onednn.LANES) * onednn.LANES
-    work = grads.numel() // kernel.shape[0] * filled * kernel[0].numel()
-    if work > (len(slices.strips) - 1) * _WORTH_A_STRIP:
+    products = grads.numel() // kernel.shape[0] * kernel[0].numel()
+    # Under anomaly detection a NaN of the output's gradient would meet the zeros laid around images for strips.
+    if not torch.is_anomaly_enabled() and cpu_cost.strips_pay(products, kernel.shape[0], len(slices.strips)):
         return slices.strips
-    return whole
+    return ((slice(None), slices.weight_fit),)
 
 
-def _backward(slices: Slices, fit: Fit, grads: Tensor, images: Tensor, kernel: Tensor, mask):
-    """Gradients of images and kernel, where ``mask`` asks for them."""
-    zeros, groups = (0, 0), kernel.shape[0]
-    how = slices.stride, fit.padding, slices.dilation, False, zeros, groups, (*mask, False)
-    return torch.ops.aten.convolution_backward(grads, images, kernel, None, *how)[:2]
+def _backward(slices: Slices, fit: Fit, grads: Tensor, images: Tensor, kernel: Tensor, mask: tuple[bool, bool]):
+    how = slices.stride, fit.padding, slices.dilation, kernel.shape[0]
+    return forms.backward(grads, images, kernel, *how, (*mask, False))[:2]

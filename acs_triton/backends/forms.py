@@ -106,7 +106,7 @@ def _on_slices(piece: Piece, geometry: Geometry, grad, input, kernel, mask, tota
     for slices in piece.slices.parts(input, most) if copied else (piece.slices,):
         fit = slices.weight_fit if mask[1] else slices.fit
         planes = fit.apply(slices.of_input(input))
-        for_planes, for_kernel, _ = _backward(
+        for_planes, for_kernel, _ = backward(
             slices.of_output(grad), planes, kernel, slices.stride, fit.padding, slices.dilation, piece.groups, mask
         )
         del planes
@@ -124,7 +124,7 @@ def _on_slices(piece: Piece, geometry: Geometry, grad, input, kernel, mask, tota
 def _on_volume(piece: Piece, geometry: Geometry, grad, input, kernel, mask, total: Tensor | None):
     fit, axis = piece.weight_fit if mask[1] else piece.fit, piece.view + 2
     grad, kernel = grad.contiguous(memory_format=memory_format(grad)), kernel.unsqueeze(axis)
-    for_input, for_kernel, _ = _backward(
+    for_input, for_kernel, _ = backward(
         grad, fit.apply(input), kernel, geometry.stride, fit.padding, piece.dilation, piece.groups, mask
     )
     if for_input is not None:
@@ -141,7 +141,7 @@ def _transposed(kernel: Tensor, groups: int) -> Tensor:
     return kernel.flip(tuple(range(2, kernel.dim())))
 
 
-def _backward(grad, input, kernel, stride, padding, dilation, groups: int, mask):
+def backward(grad, input, kernel, stride, padding, dilation, groups: int, mask):
     """``(input's, weight's, bias's)`` gradients of a convolution of any dimension, where ``mask`` asks for them."""
     zeros = (0,) * len(stride)
     exchanged = not mask[0] and cpu_cost.exchanged(grad, input, kernel, stride, padding, dilation, groups)

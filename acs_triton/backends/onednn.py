@@ -16,9 +16,6 @@ from torch import Tensor
 START = 40
 """Microseconds that a call of oneDNN takes at least."""
 
-LANES = 16
-"""Channels of a vector of float32."""
-
 SLOW_CONV3D = 15_000
 """Multiply-adds a microsecond of PyTorch's own convolution, on the machine of :mod:`.cpu_cost`."""
 

@@ -98,7 +98,7 @@ class Slices:
 
     Attributes:
         fit, weight_fit: of images read, for the convolution and for the gradient of its kernel.
-        mirrored: of images computed, for the convolution with the mirrored kernel at stride 1.
+        mirrored: the classes of positions in an image; one at stride 1, none where nothing is read.
         strips: parts of the kernel, no wider than three, and images read fitted to the gradient of each.
     """
 
@@ -111,7 +111,7 @@ class Slices:
     dilation: tuple[int, int]
     fit: Fit
     weight_fit: Fit
-    mirrored: Fit
+    mirrored: tuple[Mirrored, ...]
     strips: tuple[tuple[slice, Fit], ...]
 
     def parts(self, tensor: Tensor, most: int) -> list[Slices]:
@@ -181,7 +181,7 @@ def _mirrored(*where: Triple) -> tuple[Mirrored, ...]:
     out, classes = where[2], []
     for axes in itertools.product(*(_axis_classes(*axis) for axis in zip(*where, strict=True))):
         positions, taps, start, count, extent, dilation = zip(*axes, strict=True)
-        fit = _fit(start, out, count, (1, 1, 1), extent, dilation)
+        fit = _fit(start, out, count, (1,) * len(start), extent, dilation)
         if not fit.outside:
             classes.append(Mirrored(positions, taps, dilation, fit))
     return tuple(classes)
@@ -281,14 +281,9 @@ def _slices(axis: int, where) -> Slices:
         dilation=plane[5],
         fit=_fit(*plane),
         weight_fit=_fit(*plane, pads_small_inputs=False),
-        mirrored=_mirrored_fit(*plane),
+        mirrored=_mirrored(*plane),
         strips=tuple(_strips(*plane)),
     )
-
-
-def _mirrored_fit(start, size, out, stride, extent, dilation) -> Fit:
-    before = tuple(-s - (k - 1) * d for s, k, d in zip(start, extent, dilation, strict=True))
-    return _fit(before, out, size, (1, 1), extent, dilation)
 
 
 def _strips(start, size, out, stride, extent, dilation):

@@ -87,7 +87,7 @@ def _mixed_gradients(grad_output: Tensor, input: Tensor | None, weight: Tensor |
     for_input = for_weight = None
     if input is not None:
         plans = (cpu_cost.plan(view, grad_output, input, (False, True)) for _, view in views.planes)
-        if not depthwise.suits(grad_output, input.shape[1], geometry) and any(plan.converted for plan in plans):
+        if any(plan.converted for plan in plans):
             grad_output, input = (converted(one, torch.channels_last_3d) for one in (grad_output, input))
         _, for_weight = mixed.gradients(gradients, views, grad_output, input, None, geometry)
     del input  # before the input's gradient is made
@@ -104,8 +104,6 @@ def _gradients(
     format, groups = memory_format(grad_output), geometry.groups
     wanted = weight is not None, input is not None
     channels = weight.shape[1] * groups if wanted[0] else input.shape[1]
-    if depthwise.suits(grad_output, channels, geometry):
-        return depthwise.gradients(grad_output, input, weight, geometry, format)
     pieces = pieces_of(geometry, grad_output.shape[1], _on_cpu(grad_output))
     size = grad_output.shape[0], channels, *geometry.input_size
     # Of an operand whose partner's gradient is not asked for, the shape counts alone, and takes no memory yet.
@@ -113,6 +111,8 @@ def _gradients(
     shape = grad_output.shape[1], channels // groups, *geometry.kernel_size
     kernels = weight if wanted[0] else grad_output.new_empty(shape)
     plan = cpu_cost.plan(geometry, grad_output, data, wanted)
+    if plan.depthwise:
+        return depthwise.gradients(grad_output, input, weight, geometry, format)
     if plan.by_columns:
         for_input, for_weight = columns.gradients(grad_output, input, weight, geometry)
         return None if for_input is None else converted(for_input, format), for_weight

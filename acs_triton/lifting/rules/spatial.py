@@ -50,16 +50,16 @@ def conv2d(run, input, weight, bias=None, stride=1, padding=0, dilation=1, group
     if rows_of(weight) is not None or rows_of(input) is None:
         raise LiftingError("its kernel depends on the volume")
     activation = getattr(run.layer, "_acs_activation", None)
+    stride, dilation = pair(stride), pair(dilation)
+    padding = padding if isinstance(padding, str) else pair(padding)
     if not is_image(input):
         flat = weight.sum(2) if weight.dim() == 5 else weight
-        if _is_pointwise(flat, pair(stride), padding):
+        if _is_pointwise(flat, stride, padding):
             output = acs.pointwise(input, flat, bias, groups)
         else:
             output = F.conv2d(input, flat, bias, stride, padding, dilation, groups)
         return same_plane(run, input, activate(output, activation))
     lift = run.lift
-    stride, dilation = pair(stride), pair(dilation)
-    padding = padding if isinstance(padding, str) else pair(padding)
     if weight.dim() == 5 and lift.kind != "3d":
         weight = weight.sum(lift.axis)
     steps = (lift.depth_stride or min(stride), *stride)
@@ -79,7 +79,6 @@ def conv2d(run, input, weight, bias=None, stride=1, padding=0, dilation=1, group
 
 
 def _is_pointwise(weight, steps, padding) -> bool:
-    padding = padding if isinstance(padding, str) else pair(padding)
     return tuple(weight.shape[2:]) == (1, 1) and steps in ((1, 1), (1, 1, 1)) and padding in ((0, 0), "same")
 
 
