@@ -153,3 +153,11 @@ def test_nothing_is_kept_of_other_tensors(kept):
     with torch.no_grad():
         acs_conv3d(x, Other(torch.randn(6, 2, 3, 3)), padding=1)
     assert not kept
+
+
+def test_activations_follow_them(monkeypatch):
+    x, w = torch.randn(1, 2, 4, 4, 4), torch.randn(6, 2, 3, 3)
+    expected = acs_conv3d(x, w, padding=1).relu()
+    monkeypatch.setattr(backends.torch_backend, "conv", None)  # which computes all other layers
+    for weight in (w, w.clone().requires_grad_()):
+        torch.testing.assert_close(acs_conv3d(x, weight, padding=1, activation="relu"), expected)
